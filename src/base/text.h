@@ -1,0 +1,16 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace strata {
+
+// Text from a file, a peer or a person made fit for a message: control and non-ASCII bytes become \xNN, and what is
+// longer than `limit` bytes is cut.
+std::string printable(std::string_view text, size_t limit = 100);
+
+// "1.5 GB", "98.4 MB", "512 B": decimal units, three digits.
+std::string human_bytes(uint64_t bytes);
+
+} // namespace strata

@@ -1,0 +1,31 @@
+#pragma once
+
+#include "base/status.h"
+#include "base/unique_fd.h"
+
+#include <filesystem>
+#include <span>
+#include <cstddef>
+
+namespace strata::layers {
+
+// The operations of the store that change the disk, behind an interface so that tests can fail or stop them at any point.
+// Thread-safe. Reading goes to the file system directly.
+class Disk {
+public:
+    virtual ~Disk() = default;
+
+    // A new file for writing; kAlreadyExists when it is there.
+    virtual absl::StatusOr<UniqueFd> create(const std::filesystem::path & path) = 0;
+    virtual absl::Status write(int fd, std::span<const std::byte> data, const std::filesystem::path & path) = 0;
+    virtual absl::Status sync(int fd, const std::filesystem::path & path) = 0;
+    virtual absl::Status sync_folder(const std::filesystem::path & path) = 0;
+    virtual absl::Status rename(const std::filesystem::path & from, const std::filesystem::path & to) = 0;
+    virtual absl::Status remove(const std::filesystem::path & path) = 0;
+    virtual absl::Status make_folder(const std::filesystem::path & path) = 0;
+    virtual absl::Status symlink(const std::filesystem::path & target, const std::filesystem::path & link) = 0;
+
+    static Disk & real();
+};
+
+} // namespace strata::layers
