@@ -10,6 +10,7 @@ declare -A groups=(
     libcurl4-openssl-dev libgtest-dev libgmock-dev libbenchmark-dev"
   [test]="python3-venv skopeo gdb procps"
   [lint]="clang-format-14 clang-tidy-14 shellcheck"
+  [fuzz]="clang-14 libclang-rt-14-dev"
 )
 
 have() { # NAME: is the package installed, or the tool it brings already there from elsewhere?
