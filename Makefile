@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PREFIX ?= /usr/local
 
 help: ## this text
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1mmake %-14s\033[0m %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  Presets for CMake: release debug asan tsan portable cuda (cmake --preset NAME)."
 	@echo "  Downloads and the llama.cpp build are kept in ~/.cache/strata (STRATA_CACHE=DIR puts them elsewhere)."

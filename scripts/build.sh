@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Configures and builds one preset. usage: scripts/build.sh [PRESET] [TARGET...]     (default: release, everything)
 set -euo pipefail
+# shellcheck source=scripts/common.sh
 . "$(dirname "$0")/common.sh"
 preset=${1:-release}
 shift || true

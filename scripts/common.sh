@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # Sourced by the other scripts: where things are, and how steps are shown.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${STRATA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/strata}

@@ -4,6 +4,7 @@
 #   smollm2-135m-instruct-q4_0.gguf   requantized from it
 #   minilm-f32.gguf, minilm-f16.gguf  MiniLM, converted from safetensors
 set -euo pipefail
+# shellcheck source=scripts/common.sh
 . "$(dirname "$0")/common.sh"
 "$root/scripts/fetch.py" models
 smollm2=$models/smollm2-135m-instruct

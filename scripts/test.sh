@@ -2,11 +2,12 @@
 # Runs all tests: unit tests beside the code (ctest), whole-system tests in tests/ (pytest). The last line is "N passed, N failed".
 # usage: scripts/test.sh [unit|system|all] [PRESET]
 set -uo pipefail
+# shellcheck source=scripts/common.sh
 . "$(dirname "$0")/common.sh"
 what=${1:-all}
 preset=${2:-release}
 passed=0 failed=0
-cd "$root"
+cd "$root" || exit 1
 
 # What a runner's report says is what counts; a runner that dies without one is a failure of its own.
 count() { # RUNNER JUNIT-FILE EXIT-CODE

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the Python environment of tests and benchmarks once per set of requirements, outside of the tree, and prints its folder.
 set -euo pipefail
+# shellcheck source=scripts/common.sh
 . "$(dirname "$0")/common.sh"
 key=$({ cat "$root/tests/requirements.txt"; python3 --version; } | sha256sum | cut -c1-12)
 venv=$cache/venv-$key
