@@ -1,0 +1,200 @@
+"""Fixtures of the whole-system tests: real daemons, engines and models, on loopback, in temporary homes."""
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BUILD = pathlib.Path(os.environ.get("STRATA_BUILD") or ROOT / "build" / "release")
+BIN = BUILD / "bin"
+CACHE = pathlib.Path(os.environ.get("STRATA_CACHE") or os.path.join(
+    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "strata"))
+MODELS = CACHE / "models"
+SMOLLM2 = MODELS / "smollm2-135m-instruct-q4_1.gguf"
+MINILM = MODELS / "minilm-f16.gguf"
+START_TIMEOUT_S = 60
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_until(condition, timeout_s=30.0, what="the condition"):
+    """Polls until condition() is true and returns its value; fails the test when it does not come true."""
+    end = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            pytest.fail(f"{what} did not come true within {timeout_s} s")
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
+    except FileNotFoundError:
+        return False
+
+
+class Daemon:
+    """A stratad with a home of its own."""
+
+    def __init__(self, home: pathlib.Path, *options: str, port: int | None = None):
+        self.home = home
+        self.port = port or free_port()
+        self.options = options
+        self.process: subprocess.Popen | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def env(self) -> dict:
+        return {**os.environ, "STRATA_HOME": str(self.home), "NO_COLOR": "1"}
+
+    def start(self) -> "Daemon":
+        self.home.mkdir(parents=True, exist_ok=True)
+        with open(self.home / "stratad.out", "ab") as log:
+            self.process = subprocess.Popen([str(BIN / "stratad"), "--home", str(self.home), "--listen",
+                                             f"127.0.0.1:{self.port}", *self.options],
+                                            stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+        def up():
+            if self.process.poll() is not None:
+                pytest.fail(f"stratad ended with {self.process.returncode}:\n{self.log()}")
+            try:
+                return httpx.get(f"{self.url}/healthz", timeout=2).status_code == 200
+            except httpx.TransportError:
+                return False
+        wait_until(up, START_TIMEOUT_S, "the daemon's /healthz")
+        return self
+
+    def log(self) -> str:
+        return (self.home / "stratad.out").read_text(errors="replace")
+
+    def cli(self, *args: str, check=True, timeout=120, **kwargs) -> subprocess.CompletedProcess:
+        kwargs.setdefault("stdin", subprocess.DEVNULL) if "input" not in kwargs else None
+        done = subprocess.run([str(BIN / "strata"), *args], env=self.env, capture_output=True, text=True,
+                              timeout=timeout, **kwargs)
+        if check and done.returncode != 0:
+            pytest.fail(f"strata {' '.join(args)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done
+
+    def json(self, *args: str):
+        return json.loads(self.cli("--json", *args).stdout)
+
+    def deployments(self) -> list[dict]:
+        """What `strata ps` knows, through the Connect JSON of the same service."""
+        answer = httpx.post(f"{self.url}/strata.v1.Deployments/List", json={"all": True}, timeout=10)
+        answer.raise_for_status()
+        return answer.json().get("deployments", [])
+
+    def deployment(self, name: str) -> dict | None:
+        return next((d for d in self.deployments() if d["name"] == name), None)
+
+    def stop(self, signal_number=signal.SIGTERM, timeout_s=30) -> int:
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            self.process.send_signal(signal_number)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            pytest.fail(f"stratad did not end within {timeout_s} s:\n{self.log()[-2000:]}")
+
+    def end_engines(self) -> None:
+        """Ends engines that outlive a killed daemon: only processes whose socket lies in this home."""
+        for entry in pathlib.Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            with contextlib.suppress(OSError):
+                command = (entry / "cmdline").read_bytes().decode(errors="replace")
+                if str(self.home) in command and "strata-engine" in command:
+                    os.kill(int(entry.name), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def running(home: pathlib.Path, *options: str, models=()):
+    daemon = Daemon(home, *options)
+    try:
+        daemon.start()
+        for file, name in models:
+            daemon.cli("import", str(file), "--name", name)
+        yield daemon
+    finally:
+        try:
+            daemon.stop()
+        finally:
+            daemon.end_engines()
+
+
+@pytest.fixture
+def daemon(tmp_path):
+    """A fresh daemon without models."""
+    with running(tmp_path / "home") as d:
+        yield d
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory):
+    """One daemon for all tests that only ask it things: SmolLM2 and MiniLM are in its store."""
+    with running(tmp_path_factory.mktemp("node") / "home", models=((SMOLLM2, "smollm2"), (MINILM, "minilm"))) as d:
+        yield d
+
+
+@pytest.fixture(scope="session")
+def llama():
+    """The folder of the pinned llama.cpp build."""
+    out = subprocess.run([str(ROOT / "scripts" / "build-llama.sh"), "native"], check=True, capture_output=True, text=True)
+    return pathlib.Path(out.stdout.strip())
+
+
+@contextlib.contextmanager
+def llama_server(llama_dir: pathlib.Path, model: pathlib.Path, *options: str):
+    """llama.cpp's own server on the same file, as the reference."""
+    port = free_port()
+    process = subprocess.Popen([str(llama_dir / "bin" / "llama-server"), "-m", str(model), "--host", "127.0.0.1", "--port",
+                                str(port), "-t", "2", *options],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        def up():
+            if process.poll() is not None:
+                pytest.fail(f"llama-server ended with {process.returncode}")
+            try:
+                return httpx.get(f"{url}/health", timeout=2).status_code == 200
+            except httpx.TransportError:
+                return False
+        wait_until(up, START_TIMEOUT_S, "llama-server's /health")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def events(response: httpx.Response):
+    """The JSON of each server-sent event of a stream."""
+    for line in response.iter_lines():
+        if line.startswith("data: ") and line != "data: [DONE]":
+            yield json.loads(line[len("data: "):])
+
+
+def chat(prompt: str, **options) -> dict:
+    return {"model": "smollm2", "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 32,
+            **options}

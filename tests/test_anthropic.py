@@ -1,0 +1,53 @@
+"""The Anthropic Python client against strata's /v1/messages."""
+import anthropic
+import pytest
+
+
+@pytest.fixture
+def client(node):
+    return anthropic.Anthropic(base_url=node.url, api_key="none", max_retries=0, timeout=120)
+
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def test_message(client):
+    answer = client.messages.create(model="smollm2", max_tokens=24, temperature=0, messages=QUESTION)
+    assert "Paris" in answer.content[0].text
+    assert answer.stop_reason in ("end_turn", "max_tokens")
+    assert answer.usage.output_tokens > 0
+
+
+def test_stream(client):
+    whole = client.messages.create(model="smollm2", max_tokens=24, temperature=0, messages=QUESTION).content[0].text
+    with client.messages.stream(model="smollm2", max_tokens=24, temperature=0, messages=QUESTION) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert text == whole == final.content[0].text
+
+
+def test_system(client):
+    answer = client.messages.create(model="smollm2", max_tokens=16, temperature=0, system="You are a helpful assistant.",
+                                    messages=QUESTION)
+    assert answer.content[0].text
+
+
+def test_tool_use(client):
+    tool = {"name": "get_weather", "description": "The weather in a city", "input_schema": {
+        "type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}}
+    answer = client.messages.create(model="smollm2", max_tokens=80, temperature=0, tools=[tool], tool_choice={"type": "any"},
+                                    messages=[{"role": "user", "content": "What is the weather in Paris?"}])
+    use = next(block for block in answer.content if block.type == "tool_use")
+    assert use.name == "get_weather" and "city" in use.input
+
+
+def test_count_tokens(client):
+    assert client.messages.count_tokens(model="smollm2", messages=QUESTION).input_tokens > 5
+
+
+def test_errors_have_anthropics_shape(client):
+    with pytest.raises(anthropic.NotFoundError) as e:
+        client.messages.create(model="nonesuch", max_tokens=4, messages=QUESTION)
+    assert e.value.body["type"] == "error" and e.value.body["error"]["type"] == "not_found_error"
+    with pytest.raises(anthropic.BadRequestError):
+        client.messages.create(model="smollm2", max_tokens=4, messages=[{"role": "user", "content": "word " * 20000}])
