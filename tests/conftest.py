@@ -3,11 +3,10 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
 import signal
 import socket
+import struct
 import subprocess
-import sys
 import time
 
 import httpx
@@ -105,6 +104,25 @@ class Daemon:
 
     def deployment(self, name: str) -> dict | None:
         return next((d for d in self.deployments() if d["name"] == name), None)
+
+    def start_model(self, name: str, **options) -> None:
+        """Loads a model with serve options (contextTokens, slots, threads, batchTokens, ...) and waits until it is ready:
+        Deployments.Start over the Connect protocol's streaming form."""
+        message = json.dumps({"model": name, "options": options, "keep": True}).encode()
+        with httpx.stream("POST", f"{self.url}/strata.v1.Deployments/Start", timeout=120,
+                          headers={"content-type": "application/connect+json"},
+                          content=struct.pack(">BI", 0, len(message)) + message) as r:
+            data = r.read()
+        while data:
+            flags, size = struct.unpack(">BI", data[:5])
+            message, data = json.loads(data[5:5 + size]), data[5 + size:]
+            if flags & 2 and "error" in message:
+                pytest.fail(f"loading {name}: {message['error']}")
+
+    def engine_socket(self) -> pathlib.Path:
+        """The socket of the only engine that runs."""
+        (found,) = (self.home / "run").glob("engine-*.sock")
+        return found
 
     def stop(self, signal_number=signal.SIGTERM, timeout_s=30) -> int:
         if self.process is None:
