@@ -1,7 +1,10 @@
 # `make install`: a relocatable tree. Programs find their libraries by $ORIGIN, llama.cpp's CPU variants lie beside libggml.so.
 set(llama_lib ${STRATA_LLAMA_PREFIX}/lib)
-install(TARGETS strata-cli stratad strata-engine RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-install(TARGETS strata LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+foreach(target strata-cli stratad strata-engine strata)
+  if(TARGET ${target})
+    install(TARGETS ${target} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  endif()
+endforeach()
 install(DIRECTORY include/strata DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(FILES proto/strata/v1/engine.proto proto/strata/v1/cluster.proto proto/strata/v1/models.proto
               proto/strata/v1/deployments.proto DESTINATION ${CMAKE_INSTALL_DATADIR}/strata/proto/strata/v1)
