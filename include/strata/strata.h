@@ -134,8 +134,9 @@ typedef struct strata_sampling {
     float top_p;                /* 0 or 1: off */
     float min_p;                /* 0: off */
     float repeat_penalty;       /* 0 or 1: off */
-    uint32_t seed;              /* equal seeds give equal text */
+    uint32_t seed;              /* equal seeds give equal text; 0 is a seed like any other */
     const char * grammar;       /* GBNF, NULL: none */
+    bool no_reuse;              /* compute the whole prompt anew: equal bits whatever the session did before */
 } strata_sampling;
 
 typedef struct strata_token {
@@ -143,7 +144,8 @@ typedef struct strata_token {
     const char * text;          /* complete UTF-8 only; a character split over tokens comes with its last one */
     size_t text_bytes;
 } strata_token;
-/* Called for each token, from within strata_generate; return false to end the generation. */
+/* Called for each token but the one that ends the text, from within strata_generate; return false to end the generation
+ * (with STRATA_OK). It must not use the session, except for strata_session_cancel. */
 typedef bool (*strata_token_fn)(const strata_token * token, void * user);
 
 typedef struct strata_stats {
@@ -156,12 +158,14 @@ typedef struct strata_stats {
 } strata_stats;
 
 /* Continues the prompt. The session keeps its KV: a prompt that begins like the last text is not computed again.
- * STRATA_CANCELLED after strata_session_cancel; STRATA_INVALID_ARGUMENT when the prompt does not fit the context. */
+ * STRATA_CANCELLED after strata_session_cancel, *stats is then filled too; STRATA_INVALID_ARGUMENT when the prompt does not
+ * fit the context. sampling, on_token and stats may be NULL; the struct_size of stats must be set. */
 STRATA_API strata_status strata_generate(strata_session * session, const char * prompt, const strata_sampling * sampling,
                                          strata_token_fn on_token, void * user, strata_stats * stats);
 /* The embedding of text, pooled as the model says and of length 1. count must be strata_model_embedding_size. */
 STRATA_API strata_status strata_embed(strata_session * session, const char * text, float * embedding, size_t count);
-/* Ends the running strata_generate or strata_embed of the session at the next token; from any thread. */
+/* Ends the running strata_generate or strata_embed of the session at the next token or sooner; from any thread. Without
+ * a running call it does nothing. */
 STRATA_API void strata_session_cancel(strata_session * session);
 
 /* ----------------------------------------------------------------------------------------------- drivers ------- */
