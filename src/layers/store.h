@@ -71,6 +71,8 @@ struct StoredModel {
 // Which of `models` refer to each layer blob, in the order of `models`: what a model shares, and what is its own.
 std::map<Digest, std::vector<ModelName>> models_by_layer(const std::vector<StoredModel> & models);
 
+class StoreCore;
+
 // Writes one blob: a temporary file that gets its digest's name when all of it is on the disk, and is removed when the
 // writer goes away before. Not thread-safe; many writers may be open at once. Must not outlive its store.
 class BlobWriter {
@@ -87,6 +89,7 @@ public:
 
 private:
     friend class Store;
+    friend class StoreCore;
     struct State;
     explicit BlobWriter(std::unique_ptr<State> state);
     std::unique_ptr<State> state_;
@@ -104,6 +107,7 @@ public:
 
 private:
     friend class Store;
+    friend class StoreCore;
     friend class BlobWriter;
     struct State;
     explicit Lease(std::unique_ptr<State> state);
@@ -191,9 +195,8 @@ public:
     absl::StatusOr<uint64_t> size_bytes() const;
 
 private:
-    struct State;
-    explicit Store(std::unique_ptr<State> state);
-    std::unique_ptr<State> state_;
+    explicit Store(std::unique_ptr<StoreCore> core);
+    std::unique_ptr<StoreCore> core_;
 };
 
 } // namespace strata::layers

@@ -1,0 +1,89 @@
+#include "base/check.h"
+#include "layers/store_core.h"
+
+#include <fmt/format.h>
+
+namespace strata::layers {
+
+BlobWriter::BlobWriter(std::unique_ptr<State> state)
+    : state_(std::move(state)) {}
+BlobWriter::BlobWriter(BlobWriter &&) noexcept = default;
+BlobWriter & BlobWriter::operator=(BlobWriter &&) noexcept = default;
+BlobWriter::~BlobWriter() = default;
+
+uint64_t BlobWriter::size() const {
+    return state_->size;
+}
+
+absl::Status BlobWriter::append(std::span<const std::byte> data) {
+    STRATA_CHECK(state_->file.has_value()); // not after finish()
+    STRATA_RETURN_IF_ERROR(state_->file->append(data));
+    state_->hasher.update(data);
+    state_->size += data.size();
+    return absl::OkStatus();
+}
+
+absl::Status BlobWriter::State::place(const Digest & digest, const StoreLock & lock) {
+    if (lease != nullptr) STRATA_RETURN_IF_ERROR(lease->add({digest}, lock));
+    // A file of another size is no blob: a disk that lost power without keeping what it had acknowledged leaves such.
+    const std::filesystem::path path = files.blob(digest);
+    const absl::Status placed = files.blob_size(digest) == size ? files.disk().touch(path) : file->move_to(path);
+    file.reset();
+    return placed;
+}
+
+absl::StatusOr<Digest> BlobWriter::finish(const std::optional<Digest> & expected) {
+    STRATA_CHECK(state_->file.has_value());
+    const Digest digest = state_->hasher.finish();
+    if (expected && digest != *expected) {
+        state_->file.reset();
+        return absl::DataLossError(
+            fmt::format("the bytes have the digest {} instead of {}: what they were read from is "
+                        "damaged or another file",
+                        digest.to_string(), expected->to_string()));
+    }
+    {
+        // Nothing to wait for when the blob is there; touched, since garbage collection spares young blobs.
+        STRATA_ASSIGN_OR_RETURN(const StoreLock lock, state_->files.lock_shared());
+        if (state_->files.blob_size(digest) == state_->size) {
+            STRATA_RETURN_IF_ERROR(state_->place(digest, lock));
+            return digest;
+        }
+    }
+    // Without the lock, since it can take long.
+    STRATA_RETURN_IF_ERROR(state_->file->sync());
+    STRATA_ASSIGN_OR_RETURN(const StoreLock lock, state_->files.lock_shared());
+    STRATA_RETURN_IF_ERROR(state_->place(digest, lock));
+    return digest;
+}
+
+absl::StatusOr<BlobWriter> StoreCore::new_blob(Lease * lease) const {
+    STRATA_ASSIGN_OR_RETURN(const StoreLock lock, files.lock_shared());
+    STRATA_ASSIGN_OR_RETURN(TempFile file, files.new_temp(lock));
+    return BlobWriter(
+        std::make_unique<BlobWriter::State>(files, std::move(file), lease == nullptr ? nullptr : lease->state_.get()));
+}
+
+absl::StatusOr<oci::Descriptor> StoreCore::put(std::string_view bytes, Lease * lease) const {
+    STRATA_ASSIGN_OR_RETURN(BlobWriter writer, new_blob(lease));
+    STRATA_RETURN_IF_ERROR(writer.append(std::as_bytes(std::span(bytes.data(), bytes.size()))));
+    oci::Descriptor descriptor;
+    STRATA_ASSIGN_OR_RETURN(descriptor.digest, writer.finish());
+    descriptor.size = bytes.size();
+    return descriptor;
+}
+
+absl::StatusOr<oci::Descriptor> StoreCore::put(std::string_view bytes, Lease * lease, const StoreLock & lock) const {
+    STRATA_ASSIGN_OR_RETURN(TempFile file, files.new_temp(lock));
+    STRATA_RETURN_IF_ERROR(file.append(std::as_bytes(std::span(bytes.data(), bytes.size()))));
+    STRATA_RETURN_IF_ERROR(file.sync());
+    BlobWriter::State writer(files, std::move(file), lease == nullptr ? nullptr : lease->state_.get());
+    writer.size = bytes.size();
+    oci::Descriptor descriptor;
+    descriptor.digest = Digest::of(bytes);
+    descriptor.size = bytes.size();
+    STRATA_RETURN_IF_ERROR(writer.place(descriptor.digest, lock));
+    return descriptor;
+}
+
+} // namespace strata::layers

@@ -1,0 +1,266 @@
+#include "base/text.h"
+#include "layers/catalog.h"
+#include "layers/limits.h"
+#include "layers/store_core.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <map>
+#include <thread>
+
+namespace strata::layers {
+
+namespace {
+
+constexpr unsigned kThreads = 2;
+constexpr size_t kTensorsNamed = 3;
+
+struct Job {
+    Digest digest;
+    std::optional<uint64_t> size;     // that its manifest says
+    std::string owner;                // "block 3 of m:latest"
+    std::vector<TensorEntry> tensors; // of a layer
+};
+
+// Everything that is to be hashed, each blob once, and what is wrong with the documents themselves.
+class Plan {
+public:
+    explicit Plan(const StoreCore & state)
+        : core_(state) {}
+
+    // One entry of index.json with all that it reaches.
+    void add_entry(const oci::Index & index, const oci::Descriptor & entry, const std::string & name) {
+        add_blob(entry, fmt::format("the manifest of {}", name));
+        if (const auto model = core_.load_model(entry); model.ok()) {
+            for (const LayerEntry & layer : (*model)->index->layers) {
+                oci::Descriptor blob;
+                blob.digest = layer.digest;
+                blob.size = layer.size;
+                add_blob(blob, fmt::format("{} of {}", layer_label(layer), name), &layer.tensors);
+            }
+        } else if (entry.artifact_type == oci::kArtifactModel) {
+            add_sentence(entry.digest, with_context(fmt::format("model {}", name), model.status()));
+        }
+        add_documents(entry, name, 0);
+        if (const oci::Descriptor * tag = catalog::find(index, oci::referrers_tag(entry.digest)); tag != nullptr) {
+            add_blob(*tag, fmt::format("the referrers of {}", name));
+            add_documents(*tag, "the lineage of " + name, 0);
+        }
+    }
+
+    void add_blob(const oci::Descriptor & blob, std::string owner, const std::vector<TensorEntry> * tensors = nullptr) {
+        Job & job = jobs_[blob.digest];
+        if (!job.owner.empty()) return;
+        job = {blob.digest, blob.size, std::move(owner), {}};
+        if (tensors != nullptr) job.tensors = *tensors;
+    }
+
+    void add_unowned(const Digest & digest) {
+        Job & job = jobs_[digest];
+        if (job.owner.empty()) job = {digest, std::nullopt, "of no model", {}};
+    }
+
+    // The largest first, so that the threads end together.
+    std::vector<Job> take_jobs() {
+        std::vector<Job> jobs;
+        for (auto & [digest, job] : jobs_) {
+            if (!job.size) job.size = core_.files.blob_size(digest);
+            jobs.push_back(std::move(job));
+        }
+        std::sort(jobs.begin(), jobs.end(), [](const Job & a, const Job & b) { return a.size > b.size; });
+        return jobs;
+    }
+
+    std::vector<BlobProblem> take_problems() { return std::move(problems_); }
+
+private:
+    void add_sentence(const Digest & digest, const absl::Status & status) {
+        // A blob that is missing or damaged gets its sentence when it is hashed.
+        if (absl::IsDataLoss(status) || absl::IsNotFound(status)) return;
+        problems_.push_back({digest, std::string(status.message().data(), status.message().size())});
+    }
+
+    // What a manifest or an index that may not be a model of ours refers to.
+    void add_documents(const oci::Descriptor & entry, const std::string & name, size_t depth) {
+        const bool is_index = entry.media_type == oci::kMediaIndex;
+        if (depth >= limits::kManifestDepth || (!is_index && entry.media_type != oci::kMediaManifest)) return;
+        const absl::StatusOr<std::string> text = core_.read_document(entry, limits::kManifestBytes);
+        if (!text.ok()) return;
+        if (is_index) {
+            const auto index = oci::parse_index(*text, name);
+            if (!index.ok()) return add_sentence(entry.digest, index.status());
+            for (const oci::Descriptor & child : index->manifests) {
+                add_blob(child, fmt::format("a manifest of {}", name));
+                add_documents(child, name, depth + 1);
+            }
+            return;
+        }
+        const auto manifest = oci::parse_manifest(*text, name);
+        if (!manifest.ok()) return add_sentence(entry.digest, manifest.status());
+        add_blob(manifest->config, fmt::format("the config of {}", name));
+        for (const oci::Descriptor & layer : manifest->layers) {
+            add_blob(layer,
+                     fmt::format("{} of {}",
+                                 layer.media_type == oci::kMediaWeightConfig ? "the tensor index" : "a layer", name));
+        }
+    }
+
+    const StoreCore & core_;
+    std::map<Digest, Job> jobs_;
+    std::vector<BlobProblem> problems_;
+};
+
+// Progress of several threads as calls of one at a time.
+class SharedProgress {
+public:
+    SharedProgress(const Progress & progress, uint64_t total)
+        : progress_(progress)
+        , total_(total) {}
+
+    absl::Status advance(uint64_t bytes) {
+        if (!progress_) return absl::OkStatus();
+        const std::lock_guard lock(mutex_);
+        done_ += bytes;
+        cancelled_ = cancelled_ || !progress_(std::min(done_, total_), total_);
+        return cancelled_ ? absl::CancelledError("the check was cancelled") : absl::OkStatus();
+    }
+
+private:
+    std::mutex mutex_;
+    const Progress & progress_;
+    const uint64_t total_;
+    uint64_t done_ = 0;
+    bool cancelled_ = false;
+};
+
+// Where in a blob with a wrong digest the damage is, by the hashes of its tensors.
+std::string damaged_tensors(const OpenFile & file, const std::filesystem::path & path,
+                            const std::vector<TensorEntry> & tensors) {
+    std::vector<std::string> damaged;
+    for (const TensorEntry & tensor : tensors) {
+        Sha256 hasher;
+        const absl::Status read = read_range(file, path, tensor.offset, tensor.length, [&](auto piece) {
+            hasher.update(piece);
+            return absl::OkStatus();
+        });
+        if (!read.ok() || hasher.finish() != tensor.sha256) damaged.push_back(tensor.name);
+    }
+    if (tensors.empty()) return {};
+    if (damaged.empty()) return "; its tensors are whole, the damage is in its header or padding";
+    const size_t more = damaged.size() - std::min(damaged.size(), kTensorsNamed);
+    damaged.resize(damaged.size() - more);
+    return fmt::format("; damaged: {}{}", fmt::join(damaged, ", "), more > 0 ? fmt::format(" and {} more", more) : "");
+}
+
+// An error only when cancelled.
+absl::Status check_blob(const StoreFiles & files, const Job & job, SharedProgress & progress,
+                        const std::function<void(const Digest &, std::string)> & report) {
+    const std::filesystem::path path = files.blob(job.digest);
+    const auto blame = [&](std::string_view what) {
+        report(job.digest, fmt::format("blob {} ({}) {}", job.digest.to_string(), job.owner, what));
+    };
+    const absl::StatusOr<OpenFile> file = open_regular(path);
+    if (!file.ok()) {
+        if (absl::IsNotFound(file.status())) {
+            blame("is missing; import or pull the model again");
+        } else {
+            const auto message = file.status().message();
+            blame(fmt::format("can't be read: {}", std::string_view(message.data(), message.size())));
+        }
+        return progress.advance(job.size.value_or(0));
+    }
+    const std::string cure = fmt::format("; remove {} and import or pull the model again", path.native());
+    if (job.size && file->size != *job.size) {
+        blame(fmt::format("has {} bytes instead of {}{}", file->size, *job.size, cure));
+        return progress.advance(*job.size);
+    }
+#ifdef __linux__
+    ::posix_fadvise(file->fd.get(), 0, 0, POSIX_FADV_SEQUENTIAL);
+#endif
+    Sha256 hasher;
+    const absl::Status read = read_range(*file, path, 0, file->size, [&](std::span<const std::byte> piece) {
+        hasher.update(piece);
+        return progress.advance(piece.size());
+    });
+    if (absl::IsCancelled(read)) return read;
+    if (!read.ok()) {
+        const auto message = read.message();
+        blame(fmt::format("can't be read: {}{}", std::string_view(message.data(), message.size()), cure));
+        return absl::OkStatus();
+    }
+    if (const Digest digest = hasher.finish(); digest != job.digest) {
+        blame(fmt::format("is damaged: its bytes have the digest {}{}{}", digest.to_string(),
+                          damaged_tensors(*file, path, job.tensors), cure));
+    }
+    return absl::OkStatus();
+}
+
+} // namespace
+
+absl::StatusOr<std::vector<BlobProblem>> Store::verify(const std::optional<ModelName> & name,
+                                                       const Progress & progress) const {
+    const StoreFiles & files = core_->files;
+    Plan plan(*core_);
+    std::vector<Job> jobs;
+    std::optional<Lease> lease; // what is being looked at must not be collected meanwhile
+    {
+        STRATA_ASSIGN_OR_RETURN(const StoreLock lock, files.lock_shared());
+        STRATA_ASSIGN_OR_RETURN(const oci::Index index, core_->read_index());
+        if (name) {
+            const oci::Descriptor * entry = catalog::find(index, name->to_string());
+            if (entry == nullptr) return no_such_model(*name, index);
+            plan.add_entry(index, *entry, name->to_string());
+        } else {
+            for (const oci::Descriptor & entry : index.manifests) {
+                const std::string_view ref = entry.annotation(oci::kAnnotationRefName);
+                if (ref.starts_with("sha256-")) continue; // comes with its subject
+                plan.add_entry(index, entry, ref.empty() ? entry.digest.to_string() : printable(ref));
+            }
+            STRATA_RETURN_IF_ERROR(for_each_entry(files.blobs(), [&plan](std::string_view file_name) {
+                if (const auto digest = Digest::parse_hex(file_name); digest.ok()) plan.add_unowned(*digest);
+                return absl::OkStatus();
+            }));
+        }
+        jobs = plan.take_jobs();
+        std::vector<Digest> digests;
+        for (const Job & job : jobs) digests.push_back(job.digest);
+        STRATA_ASSIGN_OR_RETURN(auto held, Lease::State::create(files, "verify", lock));
+        STRATA_RETURN_IF_ERROR(held->add(digests, lock));
+        lease = Lease(std::move(held));
+    }
+
+    std::vector<BlobProblem> problems = plan.take_problems();
+    std::mutex mutex; // of problems and failure
+    absl::Status failure;
+    uint64_t total = 0;
+    for (const Job & job : jobs) total += job.size.value_or(0);
+    SharedProgress shared(progress, total);
+    std::atomic<size_t> next = 0;
+    const auto work = [&] {
+        for (size_t i = next++; i < jobs.size(); i = next++) {
+            const absl::Status checked =
+                check_blob(files, jobs[i], shared, [&](const Digest & digest, std::string sentence) {
+                    const std::lock_guard lock(mutex);
+                    problems.push_back({digest, std::move(sentence)});
+                });
+            if (checked.ok()) continue;
+            const std::lock_guard lock(mutex);
+            failure = checked;
+            next = jobs.size();
+        }
+    };
+    std::vector<std::thread> threads;
+    for (unsigned i = 1; i < std::min(kThreads, std::thread::hardware_concurrency()); ++i) threads.emplace_back(work);
+    work();
+    for (std::thread & thread : threads) thread.join();
+
+    STRATA_RETURN_IF_ERROR(failure);
+    std::sort(problems.begin(), problems.end(),
+              [](const BlobProblem & a, const BlobProblem & b) { return a.sentence < b.sentence; });
+    return problems;
+}
+
+} // namespace strata::layers
