@@ -15,6 +15,7 @@ if(NOT CMAKE_BUILD_TYPE)
 endif()
 
 set(STRATA_SANITIZE "" CACHE STRING "Sanitizers: address,undefined or thread")
+option(STRATA_FUZZ "Build the fuzzers; everything is instrumented for them, with clang" OFF)
 option(STRATA_WERROR "Warnings are errors" OFF)
 option(STRATA_CHECK_HEADERS "Compile each header by itself" OFF)
 
@@ -28,6 +29,11 @@ add_compile_options($<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CXX_COMPILER_ID:GNU>>:-Wno
 if(STRATA_SANITIZE)
   add_compile_options(-fsanitize=${STRATA_SANITIZE} -fno-omit-frame-pointer)
   add_link_options(-fsanitize=${STRATA_SANITIZE})
+endif()
+
+if(STRATA_FUZZ)
+  add_compile_options(-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined)
+  add_link_options(-fsanitize=address,undefined)
 endif()
 
 find_program(CCACHE ccache)

@@ -1,0 +1,31 @@
+#pragma once
+
+#include "layers/gguf_model.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace strata::layers {
+
+struct ShardTensor {
+    ModelTensor source;
+    uint64_t offset = 0; // bytes from the start of the shard
+};
+
+// One layer of a model as the GGUF file that it becomes: the header, then the tensors at their offsets, zeros between
+// and after them up to `size`. The model's shards in order are a split GGUF model to llama.cpp.
+struct Shard {
+    LayerKind kind = LayerKind::kHead;
+    int32_t block = -1;
+    std::string header; // as long as the offset of the data
+    std::vector<ShardTensor> tensors;
+    uint64_t size = 0;
+};
+
+// One shard per layer of the model. The head has all metadata; the others have their number only, so that equal layers
+// at the same place of two models are equal bytes. Data is aligned to 32 bytes, GGUF's default, whatever the source's
+// alignment is: ggml needs no more, and a file aligned to less could not be mapped.
+std::vector<Shard> make_shards(const GgufModel & model);
+
+} // namespace strata::layers
