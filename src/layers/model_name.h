@@ -8,9 +8,9 @@
 
 namespace strata::layers {
 
-// "NAME[:TAG]" as people write it; the tag is "latest" when none is given. NAME is one or more parts joined by "/", each
-// of lower-case letters, digits and single ". _ -" between them; TAG is up to 128 of [A-Za-z0-9_.-]. In all at most 255
-// bytes. Such a name is safe in an OCI annotation, but is never used as a path.
+// "NAME[:TAG]" as people write it; the tag is "latest" when none is given. NAME is one or more parts joined by "/",
+// each of lower-case letters, digits and single ". _ -" between them; TAG is up to 128 of [A-Za-z0-9_.-]. In all at
+// most 255 bytes. Such a name is safe in an OCI annotation, but is never used as a path.
 struct ModelName {
     std::string name;
     std::string tag = "latest";
