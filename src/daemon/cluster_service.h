@@ -1,0 +1,30 @@
+#pragma once
+
+#include "base/home.h"
+#include "layers/store.h"
+#include "strata/v1/cluster.grpc.pb.h"
+
+#include <boost/asio/thread_pool.hpp>
+
+#include <string>
+
+namespace strata::daemon {
+
+// The nodes of the cluster: this one. Store sizes are counted on `workers`.
+class ClusterService final : public v1::Cluster::CallbackService {
+public:
+    ClusterService(const Home & home, const layers::Store & store, boost::asio::thread_pool & workers);
+
+    // Where the HTTP server listens; before the first call.
+    void set_http_address(std::string address) { self_.set_http_address(std::move(address)); }
+
+    grpc::ServerUnaryReactor * ListNodes(grpc::CallbackServerContext * context, const v1::ListNodesRequest * request,
+                                         v1::ListNodesResponse * response) override;
+
+private:
+    const layers::Store & store_;
+    boost::asio::thread_pool & workers_;
+    v1::Node self_;
+};
+
+} // namespace strata::daemon

@@ -1,0 +1,109 @@
+// stratad: serves the models of a home over HTTP and gRPC.
+#include "base/home.h"
+#include "base/text.h"
+#include "base/version.h"
+#include "daemon/daemon.h"
+#include "daemon/duration.h"
+#include "daemon/logging.h"
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+#include <malloc.h>
+#include <spdlog/spdlog.h>
+
+#include <charconv>
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <string>
+
+namespace {
+
+using strata::daemon::Daemon;
+using strata::daemon::DaemonOptions;
+
+struct Arguments {
+    std::string home;
+    std::string listen = "127.0.0.1:7420";
+    std::string engine;
+    std::string idle_timeout = "10m";
+    std::string drain = "30s";
+    std::string log_level = "info";
+};
+
+std::filesystem::path beside_this_program(const char * name) {
+    std::error_code failed;
+    const auto self = std::filesystem::read_symlink("/proc/self/exe", failed);
+    return failed ? std::filesystem::path(name) : self.parent_path() / name;
+}
+
+// "ADDRESS:PORT", "[ADDRESS]:PORT" for IPv6, or a port alone.
+absl::Status parse_listen(const std::string & text, strata::gateway::ServerOptions & http) {
+    const size_t colon = text.rfind(':');
+    std::string address = colon == std::string::npos ? "" : text.substr(0, colon);
+    const std::string port = colon == std::string::npos ? text : text.substr(colon + 1);
+    if (address.size() > 2 && address.front() == '[' && address.back() == ']') {
+        address = address.substr(1, address.size() - 2);
+    }
+    if (!address.empty()) http.address = address;
+    const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), http.port);
+    if (port.empty() || error != std::errc() || end != port.data() + port.size()) {
+        return absl::InvalidArgumentError(
+            fmt::format("--listen \"{}\": write ADDRESS:PORT, for example 127.0.0.1:7420", strata::printable(text)));
+    }
+    return absl::OkStatus();
+}
+
+absl::Status serve(const Arguments & arguments, DaemonOptions options) {
+    STRATA_RETURN_IF_ERROR(parse_listen(arguments.listen, options.http));
+    STRATA_ASSIGN_OR_RETURN(options.idle_timeout, strata::daemon::parse_duration(arguments.idle_timeout));
+    STRATA_ASSIGN_OR_RETURN(const auto drain, strata::daemon::parse_duration(arguments.drain));
+    options.home = strata::Home::find(arguments.home);
+    options.engine_program =
+        arguments.engine.empty() ? beside_this_program("strata-engine") : std::filesystem::absolute(arguments.engine);
+    std::error_code failed;
+    std::filesystem::create_directories(options.home.logs(), failed);
+    if (failed) return strata::errno_status(failed.value(), "make the folder", options.home.logs().native());
+    STRATA_RETURN_IF_ERROR(strata::daemon::set_up_logging(options.home.logs() / "stratad.log", arguments.log_level));
+
+    STRATA_ASSIGN_OR_RETURN(const auto daemon, Daemon::start(options));
+    spdlog::info("strata {} serves {} on {}", STRATA_VERSION_STRING, options.home.root.native(), daemon->url());
+    daemon->wait_for_signal();
+    daemon->stop(drain);
+    return absl::OkStatus();
+}
+
+} // namespace
+
+int main(int argc, char ** argv) {
+    // A few threads share their memory: an arena for each would keep what the busiest moment of each needed.
+    ::mallopt(M_ARENA_MAX, 2);
+    std::signal(SIGPIPE, SIG_IGN);
+
+    Arguments arguments;
+    DaemonOptions options;
+    CLI::App app("Serves the models of a home over HTTP (OpenAI, Anthropic) and, for the strata command, over gRPC.\n"
+                 "Models load on first use. Example: stratad --listen 127.0.0.1:7420 --idle-timeout 30m");
+    app.set_version_flag("--version", STRATA_VERSION_STRING);
+    app.add_option("--home", arguments.home, "Folder of models, state and logs [$STRATA_HOME, ~/.local/share/strata]");
+    app.add_option("--listen", arguments.listen, "Address and port of the HTTP API; loopback only; port 0 picks one")
+        ->capture_default_str();
+    app.add_option("--allow-host", options.http.allow_hosts,
+                   "Name that a Host or Origin header may carry besides loopback's; may be repeated");
+    app.add_option("--idle-timeout", arguments.idle_timeout,
+                   "Unload a model after this time without requests; 0: never")
+        ->capture_default_str();
+    app.add_option("--max-loaded", options.max_loaded, "Models loaded at once; the one used longest ago goes; 0: any")
+        ->check(CLI::Range(0, 10'000))
+        ->capture_default_str();
+    app.add_option("--drain", arguments.drain, "Time that running requests get to end when the daemon is stopped")
+        ->capture_default_str();
+    app.add_option("--engine", arguments.engine, "The engine program [strata-engine beside this program]");
+    app.add_option("--log-level", arguments.log_level, "trace, debug, info, warn or error")->capture_default_str();
+    CLI11_PARSE(app, argc, argv);
+
+    const absl::Status status = serve(arguments, options);
+    if (status.ok()) return 0;
+    std::fprintf(stderr, "stratad: %s\n", std::string(status.message()).c_str());
+    return 1;
+}
