@@ -1,3 +1,4 @@
+#include "base/text.h"
 #include "layers/catalog.h"
 #include "layers/limits.h"
 #include "layers/store_core.h"
@@ -109,10 +110,10 @@ absl::StatusOr<std::set<Digest>> StoreCore::reachable(const StoreLock &) const {
         const std::string_view name = entry.annotation(oci::kAnnotationRefName);
         // Referrers are extras; that they can't be read must not keep the store from being cleaned.
         if (entry.media_type == oci::kMediaIndex && name.starts_with("sha256-")) continue;
-        return with_context(fmt::format("nothing was removed, since what the model {} needs can't be known; remove the "
-                                        "model, or import or pull it again",
-                                        name),
-                            status);
+        return absl::FailedPreconditionError(fmt::format(
+            "nothing was removed, since it can't be known what the model {} needs ({}); remove that model, or "
+            "import or pull it again",
+            printable(name), message_of(status)));
     }
     STRATA_RETURN_IF_ERROR(for_each_entry(files.leases(), [&](std::string_view name) {
         const std::filesystem::path path = files.leases() / name;

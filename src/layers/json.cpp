@@ -14,7 +14,7 @@ namespace strata::layers {
 using nlohmann::json;
 
 absl::StatusOr<json> parse_json(std::string_view text, std::string_view what) {
-    size_t values = 0;
+    size_t tokens = 0;
     std::string refused;
     std::vector<std::set<std::string>> keys; // of the objects and arrays that are open
 
@@ -42,7 +42,8 @@ absl::StatusOr<json> parse_json(std::string_view text, std::string_view what) {
         case json::parse_event_t::value:
             break;
         }
-        if (++values > limits::kJsonValues) refused = fmt::format("has more than {} values", limits::kJsonValues);
+        if (++tokens > limits::kJsonTokens)
+            refused = fmt::format("has more than {} values and keys", limits::kJsonTokens);
         return refused.empty();
     };
     json document = json::parse(text, inspect, /*allow_exceptions=*/false);

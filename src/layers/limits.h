@@ -14,12 +14,12 @@ inline constexpr uint64_t kLineageBytes = uint64_t{1} << 20;
 inline constexpr uint64_t kLeaseBytes = uint64_t{64} << 20;
 
 inline constexpr size_t kJsonDepth = 32;
-inline constexpr size_t kJsonValues = size_t{16} << 20; // bounds the memory of a parsed document
+inline constexpr size_t kJsonTokens = size_t{8} << 20; // values, keys, brackets: bounds the memory of a parsed document
 
 inline constexpr size_t kModels = 100'000;  // entries of index.json
 inline constexpr size_t kManifestDepth = 4; // indexes within indexes
 inline constexpr size_t kManifestLayers = 9'999;
-inline constexpr size_t kTensors = 1'000'000;   // of one model
+inline constexpr size_t kTensors = 200'000;     // of one model
 inline constexpr size_t kTensorNameBytes = 256; // ggml itself takes 63
 inline constexpr size_t kTensorDims = 4;
 inline constexpr size_t kMetadataEntries = 100'000;

@@ -55,9 +55,12 @@ absl::Status no_such_model(const ModelName & name, const oci::Index & index) {
                     shown < known.size() ? ", ..." : ""));
 }
 
+std::string message_of(const absl::Status & status) {
+    return std::string(status.message().data(), status.message().size());
+}
+
 absl::Status with_context(std::string_view sentence, const absl::Status & status) {
-    const auto message = status.message();
-    return {status.code(), fmt::format("{}: {}", sentence, std::string_view(message.data(), message.size()))};
+    return {status.code(), fmt::format("{}: {}", sentence, message_of(status))};
 }
 
 std::map<Digest, std::vector<ModelName>> models_by_layer(const std::vector<StoredModel> & models) {
@@ -113,11 +116,10 @@ absl::StatusOr<oci::Index> StoreCore::read_index() const {
     absl::StatusOr<oci::Index> index = text.ok() ? oci::parse_index(*text, path) : text.status();
     if (index.ok()) return index;
     if (text.ok() || absl::IsNotFound(text.status())) {
-        const auto message = index.status().message();
         return absl::DataLossError(fmt::format(
             "the list of models is damaged ({}): put a backup of {} back, or move it away and import the models again "
             "(layers that are still in the store are not written twice)",
-            std::string_view(message.data(), message.size()), path));
+            message_of(index.status()), path));
     }
     return index;
 }
@@ -201,6 +203,11 @@ absl::StatusOr<StoredModel> Store::find(const ModelName & name) const {
     const oci::Descriptor * entry = catalog::find(index, name.to_string());
     if (entry == nullptr) return no_such_model(name, index);
     const auto loaded = core_->load_model(*entry);
+    if (absl::IsNotFound(loaded.status())) {
+        // There is such a model; a caller must not take it for one that was never there.
+        return with_context(fmt::format("model {} is damaged, import or pull it again", name.to_string()),
+                            absl::DataLossError(message_of(loaded.status())));
+    }
     if (!loaded.ok()) return with_context(fmt::format("model {}", name.to_string()), loaded.status());
     StoredModel model = to_stored(name, entry->digest, **loaded);
     model.lineage = core_->load_lineage(index, entry->digest);

@@ -84,6 +84,8 @@ public:
 // kNotFound with the names that there are.
 absl::Status no_such_model(const ModelName & name, const oci::Index & index);
 
+std::string message_of(const absl::Status & status);
+
 // The status with `sentence` before its message.
 absl::Status with_context(std::string_view sentence, const absl::Status & status);
 

@@ -22,6 +22,7 @@ struct Job {
     Digest digest;
     std::optional<uint64_t> size;     // that its manifest says
     std::string owner;                // "block 3 of m:latest"
+    bool owned = true;                // a model refers to it
     std::vector<TensorEntry> tensors; // of a layer
 };
 
@@ -54,13 +55,13 @@ public:
     void add_blob(const oci::Descriptor & blob, std::string owner, const std::vector<TensorEntry> * tensors = nullptr) {
         Job & job = jobs_[blob.digest];
         if (!job.owner.empty()) return;
-        job = {blob.digest, blob.size, std::move(owner), {}};
+        job = {blob.digest, blob.size, std::move(owner), true, {}};
         if (tensors != nullptr) job.tensors = *tensors;
     }
 
     void add_unowned(const Digest & digest) {
         Job & job = jobs_[digest];
-        if (job.owner.empty()) job = {digest, std::nullopt, "of no model", {}};
+        if (job.owner.empty()) job = {digest, std::nullopt, "of no model", false, {}};
     }
 
     // The largest first, so that the threads end together.
@@ -80,7 +81,7 @@ private:
     void add_sentence(const Digest & digest, const absl::Status & status) {
         // A blob that is missing or damaged gets its sentence when it is hashed.
         if (absl::IsDataLoss(status) || absl::IsNotFound(status)) return;
-        problems_.push_back({digest, std::string(status.message().data(), status.message().size())});
+        problems_.push_back({digest, message_of(status)});
     }
 
     // What a manifest or an index that may not be a model of ours refers to.
@@ -167,12 +168,12 @@ absl::Status check_blob(const StoreFiles & files, const Job & job, SharedProgres
         if (absl::IsNotFound(file.status())) {
             blame("is missing; import or pull the model again");
         } else {
-            const auto message = file.status().message();
-            blame(fmt::format("can't be read: {}", std::string_view(message.data(), message.size())));
+            blame(fmt::format("can't be read: {}", message_of(file.status())));
         }
         return progress.advance(job.size.value_or(0));
     }
-    const std::string cure = fmt::format("; remove {} and import or pull the model again", path.native());
+    const std::string cure =
+        fmt::format("; remove {}{}", path.native(), job.owned ? " and import or pull the model again" : "");
     if (job.size && file->size != *job.size) {
         blame(fmt::format("has {} bytes instead of {}{}", file->size, *job.size, cure));
         return progress.advance(*job.size);
@@ -187,8 +188,7 @@ absl::Status check_blob(const StoreFiles & files, const Job & job, SharedProgres
     });
     if (absl::IsCancelled(read)) return read;
     if (!read.ok()) {
-        const auto message = read.message();
-        blame(fmt::format("can't be read: {}{}", std::string_view(message.data(), message.size()), cure));
+        blame(fmt::format("can't be read: {}{}", message_of(read), cure));
         return absl::OkStatus();
     }
     if (const Digest digest = hasher.finish(); digest != job.digest) {
