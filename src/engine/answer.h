@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+// The shapes of answers: errors as the clients of an API expect them, and what an answer says about its tokens.
+namespace strata::engine {
+
+// "/v1/messages" and below speak Anthropic's shapes, everything else OpenAI's.
+bool is_anthropic(std::string_view path);
+
+// The JSON body of an error. `type` is OpenAI's ("invalid_request_error"); empty: what fits the status.
+std::string error_body(std::string_view path, int http_status, std::string_view message, std::string_view type = {});
+
+// An error body of llama.cpp's server as the client should see it: Anthropic's shape where the path wants it, and a
+// status that tells the client's mistakes from ours. Changes `http_status`.
+std::string corrected_error(std::string_view path, int & http_status, std::string body);
+
+// The same for a piece of an event stream; anything but an error event comes back as it is.
+std::string corrected_event(std::string_view path, std::string event);
+
+// Adds up what the pieces of an answer say about tokens ("usage", "timings"), without parsing them: the keys can't
+// occur inside of text, where a quote is escaped.
+class TokenCounter {
+public:
+    void read(std::string_view piece);
+    int32_t prompt_tokens() const { return prompt_tokens_; }
+    int32_t generated_tokens() const { return generated_tokens_; }
+
+private:
+    int32_t prompt_tokens_ = 0;
+    int32_t generated_tokens_ = 0;
+};
+
+} // namespace strata::engine

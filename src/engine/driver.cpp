@@ -1,0 +1,171 @@
+#include "engine/driver.h"
+
+#include "engine/answer.h"
+#include "engine/driver_limits.h"
+#include "engine/llama_args.h"
+#include "engine/log.h"
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+namespace strata::engine {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+namespace {
+
+void send_error(Request & request, int status, std::string_view message, std::string_view type = {}) {
+    request.sink->on_head(status, "application/json; charset=utf-8");
+    request.sink->on_data(error_body(request.path, status, message, type));
+}
+
+// Speed of what was done between two looks; the last one while nothing was.
+void update_speed(double & per_second, int64_t tokens, double seconds) {
+    if (tokens > 0 && seconds > 0) per_second = static_cast<double>(tokens) / seconds;
+}
+
+std::string without_query(std::string path) {
+    return path.substr(0, path.find('?'));
+}
+
+} // namespace
+
+absl::StatusOr<std::unique_ptr<Driver>> Driver::open(std::string_view model, DriverOptions options) {
+    SourceOptions where;
+    where.store = options.store;
+    where.views = options.views;
+    STRATA_ASSIGN_OR_RETURN(ModelSource source, ModelSource::open(model, where));
+    const uint64_t trained = source.stored() ? source.stored()->index->context_tokens : 0;
+    STRATA_ASSIGN_OR_RETURN(options, with_defaults(std::move(options), trained));
+    if (options.alias.empty()) options.alias = source.name();
+    STRATA_ASSIGN_OR_RETURN(auto host, ServerHost::load(options, source.first_file()));
+    return std::unique_ptr<Driver>(new Driver(std::move(source), std::move(options), std::move(host)));
+}
+
+Driver::Driver(ModelSource source, DriverOptions options, std::unique_ptr<ServerHost> host)
+    : source_(std::move(source))
+    , options_(std::move(options))
+    , host_(std::move(host)) {
+    QueueOptions queue;
+    queue.slots = options_.slots;
+    queue.short_workers = kShortWorkers;
+    queue.max_waiting = static_cast<size_t>(options_.max_waiting);
+    queue.max_waiting_bytes = static_cast<size_t>(options_.max_waiting_bytes);
+    queue_ = std::make_shared<RequestQueue>(
+        queue, [this](Request & request, RequestQueue::Admission & admission) { return answer(request, admission); },
+        [](Request & request, int status, std::string_view message) { send_error(request, status, message); });
+}
+
+Driver::~Driver() {
+    // A cancel on another thread may hold the queue for a moment; its threads must be gone before the server.
+    queue_->stop();
+}
+
+std::shared_ptr<Request> Driver::start(std::string method, std::string path, std::string body, int64_t deadline_ms,
+                                       std::unique_ptr<AnswerSink> sink) {
+    auto request = std::make_shared<Request>();
+    request->method = std::move(method);
+    request->path = without_query(std::move(path));
+    request->body = std::move(body);
+    request->sink = std::move(sink);
+    const auto route = host_->find(request->method, request->path);
+    if (!route.ok()) {
+        const auto message = route.status().message();
+        queue_->refuse(request, route.status().code() == absl::StatusCode::kNotFound ? 404 : 405,
+                       std::string(message.data(), message.size()));
+        return request;
+    }
+    request->need = ServerHost::need(**route);
+    queue_->submit(request, deadline_ms);
+    return request;
+}
+
+void Driver::cancel(const std::weak_ptr<RequestQueue> & queue, const std::shared_ptr<Request> & request) {
+    if (const auto alive = queue.lock()) alive->cancel(request);
+}
+
+RequestQueue::Tokens Driver::answer(Request & request, RequestQueue::Admission & admission) try {
+    const ServerHost::Route & route = **host_->find(request.method, request.path);
+    int32_t width = 1;
+    if (request.method == "POST") {
+        const auto checked = check_request(ServerHost::body_kind(route), request.body, host_->bounds());
+        if (!checked.ok()) {
+            const auto message = checked.status().message();
+            const bool too_long = checked.status().code() == absl::StatusCode::kOutOfRange;
+            send_error(request, 400, std::string_view(message.data(), message.size()),
+                       too_long ? "exceed_context_size_error" : "");
+            return {};
+        }
+        width = checked->width;
+    }
+    if (!admission.enter(width)) return {};
+    return host_->run(route, request);
+} catch (const std::exception & e) { // of memory, or of a JSON library; the head may be out
+    log_message(STRATA_LOG_ERROR, fmt::format("a request to {} failed: {}", request.path, e.what()));
+    return {};
+}
+
+absl::Status Driver::drain(milliseconds timeout) {
+    queue_->close();
+    if (queue_->wait_idle(timeout)) return absl::OkStatus();
+    const RequestQueue::Counts counts = queue_->counts();
+    return absl::UnavailableError(fmt::format("{} requests are still running and {} waiting after {} ms", counts.active,
+                                              counts.waiting, timeout.count()));
+}
+
+void Driver::refresh_status() {
+    const auto now = steady_clock::now();
+    if (!slots_.empty() && now - status_time_ < milliseconds(kStatusReuseMs)) return;
+    auto slots = host_->slots(milliseconds(kSlotsTimeoutMs));
+    if (!slots) return; // the last known ones
+    slots_ = *std::move(slots);
+    if (const auto totals = host_->totals(milliseconds(kSlotsTimeoutMs))) {
+        update_speed(prompt_per_second_, totals->prompt_tokens - totals_.prompt_tokens,
+                     totals->prompt_seconds - totals_.prompt_seconds);
+        update_speed(generated_per_second_, totals->generate_steps - totals_.generate_steps,
+                     totals->generate_seconds - totals_.generate_seconds);
+        totals_ = *totals;
+    }
+    status_time_ = steady_clock::now();
+}
+
+std::string Driver::status_json() {
+    using Json = nlohmann::ordered_json;
+    const RequestQueue::Counts counts = queue_->counts();
+    const std::lock_guard lock(status_mutex_);
+    refresh_status();
+    Json slots = Json::array();
+    for (const SlotState & slot : slots_) {
+        slots.push_back(Json{{"id", slot.id},
+                             {"busy", slot.busy},
+                             {"context_tokens", slot.context_tokens},
+                             {"used_tokens", slot.used_tokens}});
+    }
+    const Json options = {{"context_tokens", host_->slot_context_tokens()},
+                          {"slots", options_.slots},
+                          {"threads", host_->threads()},
+                          {"batch_tokens", options_.batch_tokens},
+                          {"gpu_layers", options_.gpu_layers},
+                          {"embeddings", options_.embeddings},
+                          {"max_waiting", options_.max_waiting},
+                          {"max_waiting_bytes", options_.max_waiting_bytes},
+                          {"llama_args", options_.llama_args}};
+    const Json status = {{"model", source_.name()},
+                         {"alias", options_.alias},
+                         {"waiting", counts.waiting},
+                         {"active", counts.active},
+                         {"slots", std::move(slots)},
+                         {"prompt_tokens_total", totals_.prompt_tokens},
+                         {"generated_tokens_total", totals_.generated_tokens},
+                         {"requests_total", counts.total},
+                         {"prompt_tokens_per_second", prompt_per_second_},
+                         {"generated_tokens_per_second", generated_per_second_},
+                         {"idle_ms", counts.idle_ms},
+                         {"weights_bytes", host_->weights_bytes()},
+                         {"draining", counts.closed},
+                         {"options", options}};
+    return status.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+} // namespace strata::engine
