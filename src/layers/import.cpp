@@ -150,7 +150,9 @@ absl::Status Importer::write_shard(size_t i, Lease & lease) {
         STRATA_RETURN_IF_ERROR(writer.append(std::span(kZeros).first(end - writer.size())));
     }
     STRATA_CHECK(writer.size() == shard.size);
-    return report(shard.header.size());
+    uint64_t tensor_bytes = 0; // reported already
+    for (const TensorEntry & tensor : entry.tensors) tensor_bytes += tensor.length;
+    return report(shard.size - tensor_bytes);
 }
 
 ModelIndex Importer::make_index() {

@@ -1,13 +1,17 @@
 #include "layers/gguf_testing.h"
 #include "layers/shard.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+
+#include <algorithm>
 
 namespace strata::layers {
 namespace {
 
 using testing::GgufBuilder;
 using testing::small_model;
+using Names = std::vector<std::string>;
 
 // The bytes of all shards of the model whose files are `files`.
 std::vector<std::string> cut(const std::vector<std::string> & files) {
@@ -36,8 +40,9 @@ std::vector<std::string> cut(const std::vector<std::string> & files) {
 
 std::vector<std::string> names(std::string_view shard) {
     std::vector<std::string> result;
-    for (const GgufTensor & tensor : parse_gguf("shard", shard, shard.size())->tensors)
-        result.emplace_back(tensor.name);
+    const auto header = parse_gguf("shard", shard, shard.size());
+    if (!header.ok()) return {std::string(header.status().message())};
+    for (const GgufTensor & tensor : header->tensors) result.emplace_back(tensor.name);
     return result;
 }
 
@@ -63,12 +68,11 @@ TEST(Shard, LayersOfADecoder) {
     const GgufBuilder builder = small_model(2);
     const std::vector<std::string> shards = cut({builder.build()});
     ASSERT_EQ(shards.size(), 5u);
-    using Names = std::vector<std::string>;
-    EXPECT_EQ(names(shards[0]), Names());
-    EXPECT_EQ(names(shards[1]), Names({"token_embd.weight"}));
-    EXPECT_EQ(names(shards[2]), Names({"blk.0.attn_norm.weight", "blk.0.attn_q.weight"}));
-    EXPECT_EQ(names(shards[3]), Names({"blk.1.attn_norm.weight", "blk.1.attn_q.weight"}));
-    EXPECT_EQ(names(shards[4]), Names({"output_norm.weight"}));
+    EXPECT_EQ(names(shards[0]), (Names{}));
+    EXPECT_EQ(names(shards[1]), (Names{"token_embd.weight"}));
+    EXPECT_EQ(names(shards[2]), (Names{"blk.0.attn_norm.weight", "blk.0.attn_q.weight"}));
+    EXPECT_EQ(names(shards[3]), (Names{"blk.1.attn_norm.weight", "blk.1.attn_q.weight"}));
+    EXPECT_EQ(names(shards[4]), (Names{"output_norm.weight"}));
 
     for (size_t i = 0; i < shards.size(); ++i) {
         EXPECT_EQ(shards[i].size() % 32, 0u);
@@ -76,7 +80,7 @@ TEST(Shard, LayersOfADecoder) {
         ASSERT_TRUE(header.ok()) << header.status();
         EXPECT_EQ(header->find("split.no")->type, GGUF_TYPE_UINT16);
         EXPECT_EQ(header->find("split.no")->as_unsigned(), i);
-        if (i > 0) EXPECT_EQ(header->values.size(), 1u);
+        EXPECT_EQ(header->values.size() == 1, i > 0);
         for (const GgufTensor & tensor : header->tensors) {
             const auto source = std::find_if(builder.tensors.begin(), builder.tensors.end(),
                                              [&](const auto & other) { return other.name == tensor.name; });
@@ -103,9 +107,8 @@ TEST(Shard, TailsOfAllArchitectures) {
         builder.tensor(name);
     }
     const std::vector<std::string> shards = cut({builder.build()});
-    EXPECT_EQ(names(shards[1]),
-              std::vector<std::string>({"outputs.weight", "per_layer_token_embd.weight", "position_embd.weight",
-                                        "rope_freqs.weight", "token_embd.weight", "token_embd_norm.weight"}));
+    EXPECT_EQ(names(shards[1]), (Names{"outputs.weight", "per_layer_token_embd.weight", "position_embd.weight",
+                                       "rope_freqs.weight", "token_embd.weight", "token_embd_norm.weight"}));
     EXPECT_EQ(names(shards[3]).size(), 11u);
 }
 
@@ -116,9 +119,9 @@ TEST(Shard, EncoderDecoderBlocks) {
     builder.tensor("dec.blk.1.attn_q.weight");
     const std::vector<std::string> shards = cut({builder.build()});
     ASSERT_EQ(shards.size(), 5u);
-    EXPECT_EQ(names(shards[2]), std::vector<std::string>({"dec.blk.0.attn_q.weight", "enc.blk.0.attn_q.weight"}));
-    EXPECT_EQ(names(shards[3]), std::vector<std::string>({"dec.blk.1.attn_q.weight"}));
-    EXPECT_EQ(names(shards[4]), std::vector<std::string>());
+    EXPECT_EQ(names(shards[2]), (Names{"dec.blk.0.attn_q.weight", "enc.blk.0.attn_q.weight"}));
+    EXPECT_EQ(names(shards[3]), (Names{"dec.blk.1.attn_q.weight"}));
+    EXPECT_EQ(names(shards[4]), (Names{}));
 }
 
 TEST(Shard, EqualLayersAreEqualBytes) {
@@ -156,7 +159,7 @@ TEST(Shard, EqualLayersAreEqualBytes) {
 std::string error(const std::vector<std::string> & files) {
     std::vector<GgufHeader> headers;
     for (size_t i = 0; i < files.size(); ++i) {
-        headers.push_back(*parse_gguf("f" + std::to_string(i), files[i], files[i].size()));
+        headers.push_back(*parse_gguf(fmt::format("f{}", i), files[i], files[i].size()));
     }
     return std::string(make_model(headers).status().message());
 }
