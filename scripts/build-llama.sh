@@ -58,7 +58,7 @@ if [[ ! -f $work/.patched ]]; then
 fi
 launcher=()
 command -v ccache >/dev/null && launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
-export CCACHE_DIR=${CCACHE_DIR:-$cache/ccache} CCACHE_NOHASHDIR=1 CCACHE_BASEDIR=$work
+export CCACHE_NOHASHDIR=1 CCACHE_BASEDIR=$work
 echo "building llama.cpp ($flavour), once; this takes some minutes" >&2
 log=$cache/llama/$flavour.log
 if ! cmake -S "$work" -B "$build" -G Ninja "${common[@]}" "${flags[@]}" "${launcher[@]}" >"$log" 2>&1; then

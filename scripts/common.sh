@@ -3,7 +3,6 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${STRATA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/strata}
 models=$cache/models
-export CCACHE_DIR=${CCACHE_DIR:-$cache/ccache}
 
 if [[ -t 1 && -z ${NO_COLOR:-} ]]; then bold=$'\e[1m' dim=$'\e[2m' reset=$'\e[0m'; else bold='' dim='' reset=''; fi
 step() { printf '%s\n' "$bold==> $*$reset"; }
