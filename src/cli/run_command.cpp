@@ -1,0 +1,235 @@
+// run: an answer to a prompt, or a conversation.
+
+#include "cli/chat.h"
+#include "cli/command.h"
+#include "cli/conversation.h"
+#include "cli/deployment.h"
+#include "cli/editor.h"
+#include "cli/input.h"
+#include "cli/text.h"
+#include "cli/transfer.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+
+namespace strata::cli {
+
+namespace {
+
+constexpr std::string_view kChatPath = "/v1/chat/completions";
+
+struct RunOptions {
+    std::string model;
+    std::vector<std::string> prompt;
+    std::string system;
+    ChatOptions chat;
+    std::string json_schema_file;
+    int32_t context_tokens = 0;
+    bool keep = false;
+    bool verbose = false;
+};
+
+// Writes an answer as it comes.
+class AnswerPrinter {
+public:
+    explicit AnswerPrinter(const Output & output)
+        : output_(output) {}
+
+    void operator()(std::string_view text, bool thinking) {
+        if (output_.json) {
+            output_.json_line({{thinking ? "thinking" : "text", text}});
+            return;
+        }
+        // Thoughts are for people who watch, not for what reads a pipe.
+        if (thinking && !output_.out_terminal) return;
+        if (thinking_ && !thinking) end_line();
+        thinking_ = thinking;
+        std::string shown(text);
+        if (output_.out_terminal) {
+            shown.erase(std::remove(shown.begin(), shown.end(), '\r'), shown.end());
+            shown = safe_text(shown, true);
+        }
+        if (shown.empty()) return;
+        at_line_start_ = shown.back() == '\n';
+        shown = output_.out_style(thinking ? Style::kDim : Style::kPlain, shown);
+        std::fwrite(shown.data(), 1, shown.size(), stdout);
+        std::fflush(stdout);
+    }
+
+    // An answer ends with a newline, whether the model gave one or not.
+    void end_line() {
+        if (!at_line_start_ && !output_.json) output_.line("");
+        at_line_start_ = true;
+    }
+
+private:
+    const Output & output_;
+    bool thinking_ = false;
+    bool at_line_start_ = true;
+};
+
+// Asks and prints. The text is there also when the status says that the answer was interrupted.
+struct Asked {
+    absl::Status status;
+    std::string text;
+    std::string finish_reason;
+    ChatStats stats;
+};
+
+Asked ask(const Context & context, Client & client, const std::string & body) {
+    v1::ServeRequest::Head head;
+    head.set_method("POST");
+    head.set_path(std::string(kChatPath));
+    head.set_body(body);
+    AnswerPrinter printer(context.output);
+    ChatAnswer answer(std::ref(printer));
+    absl::Status status = client.serve(head, [&](const v1::ServeResponse & part) { return answer.take(part); });
+    if (status.ok()) status = answer.finish();
+    printer.end_line();
+    return {std::move(status), answer.text(), answer.finish_reason(), answer.stats()};
+}
+
+absl::StatusOr<int> answer_once(const Context & context, Client & client, const Conversation & conversation,
+                                const std::string & prompt, bool verbose) {
+    const Asked asked = ask(context, client, conversation.request(prompt));
+    STRATA_RETURN_IF_ERROR(asked.status);
+    if (context.output.json) {
+        context.output.json_line({{"done", true},
+                                  {"finishReason", asked.finish_reason},
+                                  {"promptTokens", asked.stats.prompt_tokens},
+                                  {"generatedTokens", asked.stats.generated_tokens},
+                                  {"tokensPerSecond", asked.stats.tokens_per_second}});
+    } else if (verbose) {
+        context.output.note(describe(asked.stats));
+    }
+    return 0;
+}
+
+absl::StatusOr<int> converse(const Context & context, Client & client, Conversation & conversation,
+                             const std::string & model) {
+    const Output & output = context.output;
+    output.line(output.out_style(Style::kBold, safe_text(model)) +
+                output.out_style(Style::kDim, "  /help lists what you can do, /bye leaves"));
+    LineEditor editor(context.home.root / "history");
+    bool warned = false;
+    while (!conversation.ended()) {
+        const LineEditor::Result read = editor.read_message(">>> ", "... ");
+        if (read.end == LineEditor::End::kEndOfInput) {
+            output.line("");
+            return 0;
+        }
+        if (read.end == LineEditor::End::kInterrupted) {
+            if (!read.typed && !warned) output.note("Ctrl-D or /bye leaves");
+            warned = !read.typed;
+            continue;
+        }
+        warned = false;
+        if (read.text.find_first_not_of(" \n\t") == std::string::npos) continue;
+
+        if (Conversation::is_command(read.text)) {
+            const absl::StatusOr<std::string> said = conversation.command(read.text);
+            if (!said.ok()) {
+                output.error(said.status());
+            } else if (!said->empty()) {
+                output.line(output.out_style(Style::kDim, safe_text(*said, true)));
+            }
+            continue;
+        }
+
+        const Asked asked = ask(context, client, conversation.request(read.text));
+        const bool interrupted = absl::IsCancelled(asked.status);
+        if (asked.status.ok() || (interrupted && !asked.text.empty())) conversation.add(read.text, asked.text);
+        if (interrupted) {
+            output.note("interrupted");
+        } else if (!asked.status.ok()) {
+            output.error(asked.status);
+        } else if (conversation.verbose()) {
+            output.note(asked.finish_reason == "length" ? describe(asked.stats) + "; cut off at the limit of tokens"
+                                                        : describe(asked.stats));
+        }
+    }
+    return 0;
+}
+
+absl::StatusOr<Json> read_schema(const std::string & file) {
+    STRATA_ASSIGN_OR_RETURN(const std::string text, read_file(file));
+    Json schema = Json::parse(text, nullptr, false);
+    if (!schema.is_object()) {
+        return absl::InvalidArgumentError(fmt::format("{} is not a JSON schema: it must be a JSON object", file));
+    }
+    return schema;
+}
+
+absl::StatusOr<int> run(const Context & context, const RunOptions & options) {
+    std::string prompt = fmt::format("{}", fmt::join(options.prompt, " "));
+    const bool stdin_terminal = ::isatty(STDIN_FILENO) == 1;
+    if (!stdin_terminal) {
+        STRATA_ASSIGN_OR_RETURN(const std::string input, read_stdin());
+        if (!prompt.empty() && !input.empty()) prompt += "\n\n";
+        prompt += input;
+    }
+    const bool interactive = prompt.empty() && stdin_terminal && context.output.out_terminal && !context.output.json;
+    if (prompt.empty() && !interactive) {
+        return usage_error("there is no prompt; write it after the model, or send it to stdin");
+    }
+    ChatOptions chat = options.chat;
+    if (!options.json_schema_file.empty()) {
+        STRATA_ASSIGN_OR_RETURN(chat.json_schema, read_schema(options.json_schema_file));
+    }
+
+    STRATA_ASSIGN_OR_RETURN(Client client, context.client_or_start());
+    STRATA_ASSIGN_OR_RETURN(const std::string model, model_for(context, client, options.model));
+    STRATA_RETURN_IF_ERROR(load_model(context, client, {model, options.context_tokens, options.keep}));
+    Conversation conversation(model, options.system, std::move(chat));
+    if (!interactive) return answer_once(context, client, conversation, prompt, options.verbose);
+    return converse(context, client, conversation, model);
+}
+
+} // namespace
+
+void add_run_command(Commands & commands) {
+    auto options = std::make_shared<RunOptions>();
+    CLI::App & app = commands.add("Use a model", "run",
+                                  "Talk to a model, or get one answer\n"
+                                  "MODEL is a name (`strata ls`), a GGUF file, which is imported first, or a hub's "
+                                  "URL. Without PROMPT on a terminal: "
+                                  "a conversation. What stdin holds is added to the prompt.",
+                                  "  strata run smollm2\n"
+                                  "  strata run smollm2 \"Why is the sky blue?\"\n"
+                                  "  strata run model.gguf --temperature 0 < question.txt\n"
+                                  "  git diff | strata run smollm2 \"Write a commit message:\"",
+                                  [options](const Context & context) { return run(context, *options); });
+    app.add_option("MODEL", options->model, "NAME[:TAG], FILE.gguf or hf://ORG/REPO/FILE")->required();
+    app.add_option("PROMPT", options->prompt, "The question; several words need no quotes");
+    app.add_option("--system", options->system, "The system prompt")->type_name("TEXT");
+    app.add_option("--temperature", options->chat.temperature, "0 for the likeliest token; default: the model's")
+        ->check(CLI::Range(0.0, 100.0).description(""))
+        ->type_name("X");
+    app.add_option("--top-p", options->chat.top_p, "Only the likeliest tokens that have this probability together")
+        ->check(CLI::Range(0.0, 1.0).description(""))
+        ->type_name("X");
+    app.add_option("--max-tokens", options->chat.max_tokens, "Length of the answer at most")
+        ->check(CLI::Range(int64_t{1}, int64_t{INT32_MAX}).description(""))
+        ->type_name("N");
+    app.add_option("--seed", options->chat.seed, "Equal seeds give equal answers")
+        ->check(CLI::Range(int64_t{0}, int64_t{UINT32_MAX}).description(""))
+        ->type_name("N");
+    app.add_option("--stop", options->chat.stop, "End the answer before this text; may be given several times")
+        ->type_name("TEXT")
+        ->expected(1)
+        ->take_all();
+    app.add_option("--json-schema", options->json_schema_file, "The answer is JSON that matches the schema in FILE")
+        ->type_name("FILE");
+    app.add_option("--context", options->context_tokens, "Tokens that a conversation may have; reloads the model")
+        ->check(CLI::Range(int32_t{1}, INT32_MAX).description(""))
+        ->type_name("N");
+    app.add_flag("--keep", options->keep, "Don't unload the model when it is idle");
+    app.add_flag("--verbose", options->verbose, "Tokens and speed after the answer");
+}
+
+} // namespace strata::cli
