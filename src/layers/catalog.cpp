@@ -27,6 +27,14 @@ const oci::Descriptor * find(const oci::Index & index, std::string_view ref_name
     return nullptr;
 }
 
+std::unordered_map<std::string_view, const oci::Descriptor *> by_ref_name(const oci::Index & index) {
+    std::unordered_map<std::string_view, const oci::Descriptor *> entries;
+    for (const oci::Descriptor & entry : index.manifests) {
+        entries.try_emplace(entry.annotation(oci::kAnnotationRefName), &entry);
+    }
+    return entries;
+}
+
 std::vector<ModelName> names(const oci::Index & index) {
     std::vector<ModelName> found;
     for (const oci::Descriptor & entry : index.manifests) {

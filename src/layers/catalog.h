@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 // Rules of a store's index.json, as pure functions on its parsed form. A name (the annotation ref.name) has one entry.
@@ -13,6 +14,8 @@
 namespace strata::layers::catalog {
 
 const oci::Descriptor * find(const oci::Index & index, std::string_view ref_name);
+// The same for many names; the keys live as long as `index`.
+std::unordered_map<std::string_view, const oci::Descriptor *> by_ref_name(const oci::Index & index);
 std::vector<ModelName> names(const oci::Index & index);
 
 // The name's entry is now `manifest`, and the manifest's referrers are `referrers` (nothing: as they were).

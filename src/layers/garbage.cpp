@@ -21,7 +21,11 @@ absl::Status mark(const StoreCore & state, const oci::Descriptor & descriptor, s
                   std::set<Digest> & marked) {
     if (!marked.insert(descriptor.digest).second) return absl::OkStatus();
     const bool is_index = descriptor.media_type == oci::kMediaIndex;
-    if (!is_index && descriptor.media_type != oci::kMediaManifest) return absl::OkStatus();
+    if (!is_index && descriptor.media_type != oci::kMediaManifest) {
+        if (depth > 0) return absl::OkStatus();
+        return absl::InvalidArgumentError(
+            fmt::format("strata does not know the type \"{}\"", printable(descriptor.media_type)));
+    }
     if (depth >= limits::kManifestDepth) {
         return absl::InvalidArgumentError("indexes are nested too deeply");
     }
@@ -103,8 +107,8 @@ absl::Status sweep_blobs(const StoreFiles & files, const std::set<Digest> & mark
 
 absl::StatusOr<std::set<Digest>> StoreCore::reachable(const StoreLock &) const {
     std::set<Digest> marked;
-    STRATA_ASSIGN_OR_RETURN(const oci::Index index, read_index());
-    for (const oci::Descriptor & entry : index.manifests) {
+    STRATA_ASSIGN_OR_RETURN(const auto index, read_index());
+    for (const oci::Descriptor & entry : index->manifests) {
         const absl::Status status = mark(*this, entry, 0, marked);
         if (status.ok()) continue;
         const std::string_view name = entry.annotation(oci::kAnnotationRefName);

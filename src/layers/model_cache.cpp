@@ -31,4 +31,16 @@ void ModelCache::insert(const Digest & manifest, std::shared_ptr<const LoadedMod
     }
 }
 
+std::optional<Lineage> ModelCache::find_lineage(const Digest & referrers) {
+    const std::lock_guard lock(mutex_);
+    const auto found = lineages_.find(referrers);
+    return found == lineages_.end() ? std::nullopt : std::optional(found->second);
+}
+
+void ModelCache::insert_lineage(const Digest & referrers, const Lineage & lineage) {
+    const std::lock_guard lock(mutex_);
+    if (lineages_.size() >= limits::kCachedLineages) lineages_.clear();
+    lineages_.try_emplace(referrers, lineage);
+}
+
 } // namespace strata::layers

@@ -91,8 +91,8 @@ absl::StatusOr<Digest> Store::import_oci(const std::filesystem::path & layout, s
         return absl::NotFoundError(
             fmt::format("{} is not an OCI image layout: it has no file oci-layout", layout.native()));
     }
-    STRATA_ASSIGN_OR_RETURN(const oci::Index index, source.read_index());
-    STRATA_ASSIGN_OR_RETURN(oci::Descriptor manifest, pick_manifest(index, reference, layout));
+    STRATA_ASSIGN_OR_RETURN(const auto index, source.index_file.read());
+    STRATA_ASSIGN_OR_RETURN(oci::Descriptor manifest, pick_manifest(*index, reference, layout));
     const std::string what = fmt::format("{} in {}", manifest.digest.to_string(), layout.native());
 
     const auto loaded = source.load_model(manifest);
@@ -120,7 +120,8 @@ absl::StatusOr<Digest> Store::import_oci(const std::filesystem::path & layout, s
         for (const LayerEntry & layer : model.index->layers) {
             if (check) STRATA_RETURN_IF_ERROR(check(layer, core_->files.blob(layer.digest)));
         }
-        std::optional<Lineage> lineage = source.load_lineage(index, manifest.digest);
+        const oci::Descriptor * referrers = catalog::find(*index, oci::referrers_tag(manifest.digest));
+        std::optional<Lineage> lineage = source.load_lineage(referrers, manifest.digest);
         if (!lineage) {
             lineage.emplace();
             lineage->operation = "import";

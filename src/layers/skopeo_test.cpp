@@ -54,6 +54,19 @@ TEST_F(SkopeoTest, InspectGivesTheManifestAsItIs) {
     EXPECT_THAT(output.text, HasSubstr("application/vnd.cncf.model.manifest.v1+json"));
 }
 
+TEST_F(SkopeoTest, TheLineageIsAReferrerThatIsCopiedByItsTag) {
+    const std::string tag = "sha256-" + digest_.hex();
+    for (const std::string & name : {std::string("org/fake:q4_1"), tag}) {
+        const Output copied =
+            run(fmt::format("skopeo copy --all oci:{}:{} oci:{}:{}", path("store"), name, path("copy"), name));
+        ASSERT_EQ(copied.exit_code, 0) << copied.text;
+    }
+    auto other = Store::open(path("other"));
+    ASSERT_OK(other);
+    ASSERT_OK((*other)->import_oci(path("copy"), "org/fake:q4_1", model_name("back"), nullptr));
+    EXPECT_EQ((*other)->find(model_name("back"))->lineage->origin, fake_lineage().origin);
+}
+
 TEST_F(SkopeoTest, ACopyComesBackWithEqualDigests) {
     const Output copied =
         run(fmt::format("skopeo copy oci:{}:org/fake:q4_1 oci:{}:there", path("store"), path("copy")));

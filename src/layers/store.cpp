@@ -110,18 +110,13 @@ absl::StatusOr<std::string> Store::get(const Digest & digest, uint64_t limit) co
     return core_->files.read_blob(digest, limit);
 }
 
-absl::StatusOr<oci::Index> StoreCore::read_index() const {
-    const std::string path = files.index().native();
-    absl::StatusOr<std::string> text = read_regular(files.index(), limits::kStoreIndexBytes);
-    absl::StatusOr<oci::Index> index = text.ok() ? oci::parse_index(*text, path) : text.status();
-    if (index.ok()) return index;
-    if (text.ok() || absl::IsNotFound(text.status())) {
-        return absl::DataLossError(fmt::format(
-            "the list of models is damaged ({}): put a backup of {} back, or move it away and import the models again "
-            "(layers that are still in the store are not written twice)",
-            message_of(index.status()), path));
-    }
-    return index;
+absl::StatusOr<std::shared_ptr<const oci::Index>> StoreCore::read_index() const {
+    auto index = index_file.read();
+    if (!absl::IsInvalidArgument(index.status()) && !absl::IsNotFound(index.status())) return index;
+    return absl::DataLossError(fmt::format(
+        "the list of models is damaged ({}): put a backup of {} back, or move it away and import the models again "
+        "(layers that are still in the store are not written twice)",
+        message_of(index.status()), files.index().native()));
 }
 
 absl::StatusOr<std::string> StoreCore::read_document(const oci::Descriptor & descriptor, uint64_t limit) const {
@@ -162,17 +157,22 @@ absl::StatusOr<std::shared_ptr<const LoadedModel>> StoreCore::load_model(const o
     return model;
 }
 
-std::optional<Lineage> StoreCore::load_lineage(const oci::Index & index, const Digest & manifest) const {
+std::optional<Lineage> StoreCore::load_lineage(const oci::Descriptor * referrers, const Digest & manifest) const {
+    if (referrers == nullptr) return std::nullopt;
+    if (std::optional<Lineage> cached = cache.find_lineage(referrers->digest)) return cached;
+
     const auto read = [&]() -> absl::StatusOr<Lineage> {
-        const oci::Descriptor * tag = catalog::find(index, oci::referrers_tag(manifest));
-        if (tag == nullptr) return absl::NotFoundError("no referrers");
-        STRATA_ASSIGN_OR_RETURN(const std::string text, read_document(*tag, limits::kManifestBytes));
-        STRATA_ASSIGN_OR_RETURN(const oci::Index referrers, oci::parse_index(text, "referrers"));
-        for (const oci::Descriptor & referrer : referrers.manifests) {
-            if (referrer.artifact_type != oci::kArtifactLineage) continue;
+        STRATA_ASSIGN_OR_RETURN(const std::string text, read_document(*referrers, limits::kManifestBytes));
+        STRATA_ASSIGN_OR_RETURN(const oci::Index index, oci::parse_index(text, "referrers"));
+        for (const oci::Descriptor & referrer : index.manifests) {
+            // The type in the list is a hint, which tools that copy lists may drop.
+            if (referrer.media_type != oci::kMediaManifest) continue;
+            if (!referrer.artifact_type.empty() && referrer.artifact_type != oci::kArtifactLineage) continue;
             STRATA_ASSIGN_OR_RETURN(const std::string own_text, read_document(referrer, limits::kManifestBytes));
             STRATA_ASSIGN_OR_RETURN(const oci::Manifest own, oci::parse_manifest(own_text, "lineage manifest"));
-            if (!own.subject || own.subject->digest != manifest || own.layers.size() != 1) continue;
+            if (own.artifact_type != oci::kArtifactLineage || !own.subject || own.subject->digest != manifest ||
+                own.layers.size() != 1)
+                continue;
             STRATA_ASSIGN_OR_RETURN(const std::string lineage, read_document(own.layers[0], limits::kLineageBytes));
             return parse_lineage(lineage, "lineage");
         }
@@ -180,28 +180,34 @@ std::optional<Lineage> StoreCore::load_lineage(const oci::Index & index, const D
     };
     absl::StatusOr<Lineage> lineage = read();
     if (!lineage.ok()) return std::nullopt;
+    cache.insert_lineage(referrers->digest, *lineage);
     return *std::move(lineage);
 }
 
 absl::StatusOr<std::vector<StoredModel>> Store::list() const {
     STRATA_ASSIGN_OR_RETURN(const StoreLock lock, core_->files.lock_shared());
-    STRATA_ASSIGN_OR_RETURN(const oci::Index index, core_->read_index());
+    STRATA_ASSIGN_OR_RETURN(const auto index, core_->read_index());
+    const auto entries = catalog::by_ref_name(*index);
+    const auto entry_of = [&entries](const std::string & ref_name) {
+        const auto found = entries.find(ref_name);
+        return found == entries.end() ? nullptr : found->second;
+    };
     std::vector<StoredModel> models;
-    for (ModelName & name : catalog::names(index)) {
-        const oci::Descriptor & entry = *catalog::find(index, name.to_string());
+    for (ModelName & name : catalog::names(*index)) {
+        const oci::Descriptor & entry = *entry_of(name.to_string());
         const auto loaded = core_->load_model(entry);
         if (!loaded.ok()) continue;
         models.push_back(to_stored(std::move(name), entry.digest, **loaded));
-        models.back().lineage = core_->load_lineage(index, entry.digest);
+        models.back().lineage = core_->load_lineage(entry_of(oci::referrers_tag(entry.digest)), entry.digest);
     }
     return models;
 }
 
 absl::StatusOr<StoredModel> Store::find(const ModelName & name) const {
     STRATA_ASSIGN_OR_RETURN(const StoreLock lock, core_->files.lock_shared());
-    STRATA_ASSIGN_OR_RETURN(const oci::Index index, core_->read_index());
-    const oci::Descriptor * entry = catalog::find(index, name.to_string());
-    if (entry == nullptr) return no_such_model(name, index);
+    STRATA_ASSIGN_OR_RETURN(const auto index, core_->read_index());
+    const oci::Descriptor * entry = catalog::find(*index, name.to_string());
+    if (entry == nullptr) return no_such_model(name, *index);
     const auto loaded = core_->load_model(*entry);
     if (absl::IsNotFound(loaded.status())) {
         // There is such a model; a caller must not take it for one that was never there.
@@ -210,13 +216,15 @@ absl::StatusOr<StoredModel> Store::find(const ModelName & name) const {
     }
     if (!loaded.ok()) return with_context(fmt::format("model {}", name.to_string()), loaded.status());
     StoredModel model = to_stored(name, entry->digest, **loaded);
-    model.lineage = core_->load_lineage(index, entry->digest);
+    const oci::Descriptor * referrers = catalog::find(*index, oci::referrers_tag(entry->digest));
+    model.lineage = core_->load_lineage(referrers, entry->digest);
     return model;
 }
 
 absl::Status Store::remove(const ModelName & name) {
     STRATA_ASSIGN_OR_RETURN(const StoreLock lock, core_->files.lock_exclusive());
-    STRATA_ASSIGN_OR_RETURN(oci::Index index, core_->read_index());
+    STRATA_ASSIGN_OR_RETURN(const auto before, core_->read_index());
+    oci::Index index = *before;
     if (!catalog::remove(index, name)) return no_such_model(name, index);
     return core_->files.replace_index(oci::to_json(index), lock);
 }
@@ -269,7 +277,8 @@ absl::Status StoreCore::name_manifest(const ModelName & name, oci::Descriptor ma
                                  : std::string("is not in the store; was it removed while the model was made?")));
         }
     }
-    STRATA_ASSIGN_OR_RETURN(oci::Index index, read_index());
+    STRATA_ASSIGN_OR_RETURN(const auto before, read_index());
+    oci::Index index = *before;
 
     // The newest lineage replaces an older one; what others have attached to the manifest stays.
     oci::Index referrers;
@@ -280,7 +289,7 @@ absl::Status StoreCore::name_manifest(const ModelName & name, oci::Descriptor ma
     }
     std::erase_if(referrers.manifests,
                   [](const oci::Descriptor & other) { return other.artifact_type == oci::kArtifactLineage; });
-    referrers.manifests.push_back(std::move(referrer));
+    referrers.manifests.insert(referrers.manifests.begin(), std::move(referrer));
     STRATA_ASSIGN_OR_RETURN(oci::Descriptor referrers_entry, put(oci::to_json(referrers), &lease, lock));
     referrers_entry.media_type = oci::kMediaIndex;
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "layers/index_file.h"
 #include "layers/model_cache.h"
 #include "layers/model_json.h"
 #include "layers/oci.h"
@@ -52,7 +53,8 @@ struct BlobWriter::State {
 class StoreCore {
 public:
     StoreCore(const std::filesystem::path & root, Disk & disk)
-        : files(root, disk) {}
+        : files(root, disk)
+        , index_file(files.index()) {}
 
     absl::StatusOr<Lease> lease(std::string_view holder) const;
     absl::StatusOr<BlobWriter> new_blob(Lease * lease) const;
@@ -60,12 +62,13 @@ public:
     // For a caller that has the lock already.
     absl::StatusOr<oci::Descriptor> put(std::string_view bytes, Lease * lease, const StoreLock & lock) const;
 
-    absl::StatusOr<oci::Index> read_index() const;
+    absl::StatusOr<std::shared_ptr<const oci::Index>> read_index() const;
     absl::StatusOr<std::string> read_document(const oci::Descriptor & descriptor, uint64_t limit) const;
     // The model behind a manifest, from the cache or the disk.
     absl::StatusOr<std::shared_ptr<const LoadedModel>> load_model(const oci::Descriptor & manifest) const;
-    // Nothing when there is none or it can't be read: a model is of use without its lineage.
-    std::optional<Lineage> load_lineage(const oci::Index & index, const Digest & manifest) const;
+    // Of the model `manifest`, by its entry of referrers in index.json, which may be null. Nothing when there is none
+    // or it can't be read: a model is of use without its lineage.
+    std::optional<Lineage> load_lineage(const oci::Descriptor * referrers, const Digest & manifest) const;
 
     // The last step of making a model, when all its blobs but the lineage's are in the store and `lease` keeps them.
     absl::Status name_manifest(const ModelName & name, oci::Descriptor manifest, const LoadedModel & model,
@@ -78,6 +81,7 @@ public:
     absl::Status remove_dead_views(const std::filesystem::path & views, const StoreLock & exclusive) const;
 
     StoreFiles files;
+    IndexFile index_file;
     mutable ModelCache cache;
 };
 

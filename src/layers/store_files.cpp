@@ -14,7 +14,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <memory>
-#include <random>
 #include <vector>
 
 namespace strata::layers {
@@ -139,8 +138,9 @@ absl::Status StoreFiles::replace_index(std::string_view text, const StoreLock & 
 }
 
 std::string unique_file_name() {
-    std::random_device random;
-    return fmt::format("{}-{:08x}{:08x}", ::getpid(), random(), random());
+    uint64_t random = 0;
+    STRATA_CHECK(::getentropy(&random, sizeof random) == 0);
+    return fmt::format("{}-{:016x}", ::getpid(), random);
 }
 
 absl::StatusOr<OpenFile> open_regular(const std::filesystem::path & path) {
@@ -174,6 +174,10 @@ absl::Status read_range(const OpenFile & file, const std::filesystem::path & pat
 
 absl::StatusOr<std::string> read_regular(const std::filesystem::path & path, uint64_t limit) {
     STRATA_ASSIGN_OR_RETURN(const OpenFile file, open_regular(path));
+    return read_whole(file, path, limit);
+}
+
+absl::StatusOr<std::string> read_whole(const OpenFile & file, const std::filesystem::path & path, uint64_t limit) {
     if (file.size > limit) {
         return absl::ResourceExhaustedError(
             fmt::format("{} has {}; at most {} are read", path.native(), human_bytes(file.size), human_bytes(limit)));

@@ -99,7 +99,8 @@ struct OpenFile {
 };
 absl::StatusOr<OpenFile> open_regular(const std::filesystem::path & path);
 
-// A regular file whole. kResourceExhausted above `limit` bytes, without reading it.
+// A file whole. kResourceExhausted above `limit` bytes, without reading it.
+absl::StatusOr<std::string> read_whole(const OpenFile & file, const std::filesystem::path & path, uint64_t limit);
 absl::StatusOr<std::string> read_regular(const std::filesystem::path & path, uint64_t limit);
 
 // Hands `length` bytes from `offset` of a file to `consume` piece by piece; kDataLoss when the file ends before.

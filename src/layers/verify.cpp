@@ -208,7 +208,8 @@ absl::StatusOr<std::vector<BlobProblem>> Store::verify(const std::optional<Model
     std::optional<Lease> lease; // what is being looked at must not be collected meanwhile
     {
         STRATA_ASSIGN_OR_RETURN(const StoreLock lock, files.lock_shared());
-        STRATA_ASSIGN_OR_RETURN(const oci::Index index, core_->read_index());
+        STRATA_ASSIGN_OR_RETURN(const auto listed, core_->read_index());
+        const oci::Index & index = *listed;
         if (name) {
             const oci::Descriptor * entry = catalog::find(index, name->to_string());
             if (entry == nullptr) return no_such_model(*name, index);
@@ -227,9 +228,11 @@ absl::StatusOr<std::vector<BlobProblem>> Store::verify(const std::optional<Model
         jobs = plan.take_jobs();
         std::vector<Digest> digests;
         for (const Job & job : jobs) digests.push_back(job.digest);
-        STRATA_ASSIGN_OR_RETURN(auto held, Lease::State::create(files, "verify", lock));
-        STRATA_RETURN_IF_ERROR(held->add(digests, lock));
-        lease = Lease(std::move(held));
+        // A full disk, which has no place for a lease, must not keep anybody from looking.
+        if (auto held = Lease::State::create(files, "verify", lock); held.ok()) {
+            (*held)->add(digests, lock).IgnoreError();
+            lease = Lease(*std::move(held));
+        }
     }
 
     std::vector<BlobProblem> problems = plan.take_problems();
