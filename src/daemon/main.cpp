@@ -84,12 +84,14 @@ int main(int argc, char ** argv) {
     DaemonOptions options;
     CLI::App app("Serves the models of a home over HTTP (OpenAI, Anthropic) and, for the strata command, over gRPC.\n"
                  "Models load on first use. Example: stratad --listen 127.0.0.1:7420 --idle-timeout 30m");
+    app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     app.set_version_flag("--version", STRATA_VERSION_STRING);
     app.add_option("--home", arguments.home, "Folder of models, state and logs [$STRATA_HOME, ~/.local/share/strata]");
     app.add_option("--listen", arguments.listen, "Address and port of the HTTP API; loopback only; port 0 picks one")
         ->capture_default_str();
     app.add_option("--allow-host", options.http.allow_hosts,
-                   "Name that a Host or Origin header may carry besides loopback's; may be repeated");
+                   "Name that a Host or Origin header may carry besides loopback's; may be repeated")
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
     app.add_option("--idle-timeout", arguments.idle_timeout,
                    "Unload a model after this time without requests; 0: never")
         ->capture_default_str();
