@@ -101,22 +101,18 @@ Task<bool> Connection::serve_one() {
     parser_->eager(false);
     between_requests_ = true;
     if (buffer_.size() == 0) buffer_.shrink_to_fit();
-    const bool have_head = co_await read_head();
-    if (!have_head) co_return false;
+    if (!co_await read_head()) co_return false;
 
     const char * reason = "";
     std::optional<Answer> refusal = check_head(reason);
     if (refusal) {
         if (*reason) server_.metrics.refused(reason);
         if (exchange_.body_pending) exchange_.keep_alive = false;
-        const bool go_on = co_await respond(std::move(*refusal));
-        co_return go_on;
+        co_return co_await respond(std::move(*refusal));
     }
-    const bool have_body = co_await read_body();
-    if (!have_body) co_return false;
+    if (!co_await read_body()) co_return false;
     exchange_.received = Clock::now();
-    const bool go_on = co_await dispatch();
-    co_return go_on;
+    co_return co_await dispatch();
 }
 
 Task<bool> Connection::read_head() {
@@ -141,25 +137,21 @@ Task<bool> Connection::read_head() {
             if (parser_->is_header_done()) break;
             if (error && error != http::error::need_more) {
                 const int status = status_of_parse_error(error);
-                const bool go_on = co_await refuse(
-                    status,
-                    status == 431 ? fmt::format("the headers are longer than {} bytes", limits.header_bytes)
-                                  : fmt::format("this is not an HTTP request: {}", error.message()),
-                    status == 431 ? "headers_too_large" : "malformed");
-                co_return go_on;
+                const bool too_long = status == 431;
+                std::string message = too_long
+                                          ? fmt::format("the headers are longer than {} bytes", limits.header_bytes)
+                                          : fmt::format("this is not an HTTP request: {}", error.message());
+                co_return co_await refuse(status, message, too_long ? "headers_too_large" : "malformed");
             }
         } else if (server_.draining && !begun) {
             co_return false;
         }
-        const bool more = end_of_input_ ? false : co_await read_some(kReadBytes);
-        if (more) continue;
+        if (!end_of_input_ && co_await read_some(kReadBytes)) continue;
         if (!begun || stopping_ || gone_) co_return false;
         if (timed_out_) {
-            const bool go_on = co_await refuse(408, "the request's headers did not arrive in time", "slow");
-            co_return go_on;
+            co_return co_await refuse(408, "the request's headers did not arrive in time", "slow");
         }
-        const bool go_on = co_await refuse(400, "the request ends in the middle of its headers", "malformed");
-        co_return go_on;
+        co_return co_await refuse(400, "the request ends in the middle of its headers", "malformed");
     }
     clear_deadline();
     first_request_ = false;
@@ -278,8 +270,7 @@ Task<bool> Connection::read_body() {
     if (exchange_.body_pending && buffer_.size() == 0 && !exchange_.http_1_0 &&
         boost::beast::iequals(parser_->get()[http::field::expect], "100-continue")) {
         const Buffers buffers = {as_buffer(kContinue)};
-        const bool written = co_await write(buffers);
-        if (!written) co_return false;
+        if (!co_await write(buffers)) co_return false;
     }
     const auto begin = Clock::now();
     const auto deadline = [&] {
@@ -305,26 +296,21 @@ Task<bool> Connection::read_body() {
             } else {
                 message = fmt::format("the request body is malformed: {}", error.message());
             }
-            const bool go_on = co_await refuse(status, std::move(message), reason);
-            co_return go_on;
+            co_return co_await refuse(status, message, reason);
         }
         if (used > 0 && buffer_.size() > 0) continue;
         if (buffer_.size() >= limits.header_bytes) {
-            const bool go_on = co_await refuse(400, "a chunk header of the request body is too long", "malformed");
-            co_return go_on;
+            co_return co_await refuse(400, "a chunk header of the request body is too long", "malformed");
         }
-        const bool more = end_of_input_ ? false : co_await read_some(kBodyReadBytes);
-        if (more) {
+        if (!end_of_input_ && co_await read_some(kBodyReadBytes)) {
             set_deadline(deadline());
             continue;
         }
         if (stopping_ || gone_) co_return false;
         if (timed_out_) {
-            const bool go_on = co_await refuse(408, "the request body did not arrive in time", "slow");
-            co_return go_on;
+            co_return co_await refuse(408, "the request body did not arrive in time", "slow");
         }
-        const bool go_on = co_await refuse(400, "the request ends in the middle of its body", "malformed");
-        co_return go_on;
+        co_return co_await refuse(400, "the request ends in the middle of its body", "malformed");
     }
     clear_deadline();
     exchange_.body_pending = false;
@@ -334,13 +320,11 @@ Task<bool> Connection::read_body() {
 Task<bool> Connection::dispatch() {
     Answer answer;
     if (exchange_.connect != nullptr) {
-        const bool go_on = co_await relay_to_connect();
-        co_return go_on;
+        co_return co_await relay_to_connect();
     }
     switch (exchange_.api->handler) {
     case Handler::kApi: {
-        const bool go_on = co_await relay_to_backend();
-        co_return go_on;
+        co_return co_await relay_to_backend();
     }
     case Handler::kIndex:
         answer.content_type = "text/plain; charset=utf-8";
@@ -369,8 +353,7 @@ Task<bool> Connection::dispatch() {
         break;
     }
     }
-    const bool go_on = co_await respond(std::move(answer));
-    co_return go_on;
+    co_return co_await respond(std::move(answer));
 }
 
 // ------------------------------------------------------------------------------------------------- answers --------
@@ -409,13 +392,11 @@ Connection::Answer Connection::error_answer(int status, std::string_view message
     return answer;
 }
 
-Task<bool> Connection::refuse(int status, std::string message, const char * reason) {
+Task<bool> Connection::refuse(int status, std::string_view message, const char * reason) {
     server_.metrics.refused(reason);
     exchange_.keep_alive = false;
     if (exchange_.started == Clock::time_point()) exchange_.started = exchange_.received = Clock::now();
-    Answer answer = error_answer(status, message);
-    const bool go_on = co_await respond(std::move(answer));
-    co_return go_on;
+    return respond(error_answer(status, message));
 }
 
 std::string Connection::head_text(int status, std::string_view content_type, std::optional<size_t> length) const {
@@ -483,10 +464,20 @@ std::shared_ptr<ResponseQueue> Connection::make_queue() {
         .budget = server_.answer_budget,
         .token = InFlightToken(server_.in_flight),
         .wake =
-            [self = shared_from_this()] {
-                asio::post(self->socket_.get_executor(), [self] { self->signal_.notify(); });
+            [self = shared_from_this()](bool overflow) {
+                asio::post(self->socket_.get_executor(), [self, overflow] { self->on_answer(overflow); });
             },
     });
+}
+
+void Connection::on_answer(bool overflow) {
+    if (overflow) {
+        // The connection may be held up by just the client that does not read.
+        exchange_.overflow = true;
+        boost::system::error_code ignored;
+        socket_.cancel(ignored);
+    }
+    signal_.notify();
 }
 
 Task<bool> Connection::relay_to_backend() {
@@ -495,8 +486,7 @@ Task<bool> Connection::relay_to_backend() {
     body.scanner.reset();
     if (!model.ok()) {
         Answer answer = error_answer(400, std::string(model.status().message()));
-        const bool go_on = co_await respond(std::move(answer));
-        co_return go_on;
+        co_return co_await respond(std::move(answer));
     }
     ApiRequest request;
     request.id = exchange_.id;
@@ -507,8 +497,7 @@ Task<bool> Connection::relay_to_backend() {
     MemoryShare share = std::move(body.share);
     auto queue = make_queue();
     auto call = server_.backend.serve(std::move(request), queue);
-    const bool go_on = co_await relay(std::move(queue), std::move(call), std::move(share));
-    co_return go_on;
+    co_return co_await relay(std::move(queue), std::move(call), std::move(share));
 }
 
 Task<bool> Connection::relay_to_connect() {
@@ -520,8 +509,7 @@ Task<bool> Connection::relay_to_connect() {
         const auto parsed = std::from_chars(text.data(), text.data() + text.size(), ms);
         if (parsed.ec != std::errc() || parsed.ptr != text.data() + text.size() || ms < 0 || text.size() > 10) {
             Answer answer = error_answer(400, "Connect-Timeout-Ms is not a number of at most ten digits");
-            const bool go_on = co_await respond(std::move(answer));
-            co_return go_on;
+            co_return co_await respond(std::move(answer));
         }
         timeout = std::chrono::milliseconds(ms);
     }
@@ -529,8 +517,7 @@ Task<bool> Connection::relay_to_connect() {
     auto call = server_.connect->call(*exchange_.connect, body.bytes, timeout, queue);
     body.bytes = std::string();
     body.share.reset();
-    const bool go_on = co_await relay(std::move(queue), std::move(call), MemoryShare());
-    co_return go_on;
+    co_return co_await relay(std::move(queue), std::move(call), MemoryShare());
 }
 
 Task<bool> Connection::relay(std::shared_ptr<ResponseQueue> queue, std::shared_ptr<ApiCall> call, MemoryShare body) {
@@ -556,12 +543,10 @@ Task<bool> Connection::relay(std::shared_ptr<ResponseQueue> queue, std::shared_p
             if (!stopping_) server_.metrics.client_disconnects.Increment();
             co_return false;
         }
-        const bool go_on = co_await refuse(500, "the answer is too large for this server's memory", "answer_too_large");
-        co_return go_on;
+        co_return co_await refuse(500, "the answer is too large for this server's memory", "answer_too_large");
     }
     if (batch.streamed) {
-        const bool go_on = co_await relay_stream(*queue, *call, std::move(batch));
-        co_return go_on;
+        co_return co_await relay_stream(*queue, *call, std::move(batch));
     }
     stop_watch();
     server_.metrics.first_byte(exchange_.route, seconds_since(exchange_.received));
@@ -574,16 +559,14 @@ Task<bool> Connection::relay(std::shared_ptr<ResponseQueue> queue, std::shared_p
     } else {
         answer = error_answer(500, "the request ended without an answer");
     }
-    const bool go_on = co_await respond(std::move(answer));
-    co_return go_on;
+    co_return co_await respond(std::move(answer));
 }
 
 Task<bool> Connection::next_batch(ResponseQueue & queue, ResponseQueue::Batch & batch) {
     for (;;) {
         if (gone_ || stopping_) co_return false;
         if (probe_wanted_) {
-            const bool written = co_await probe();
-            if (!written) co_return false;
+            if (!co_await probe()) co_return false;
         }
         const bool had_head = batch.has_head;
         batch = queue.take();
@@ -641,7 +624,7 @@ Task<bool> Connection::relay_stream(ResponseQueue & queue, ApiCall & call, Respo
         if (!have || batch.overflow) break;
     }
     call.cancel();
-    if (batch.overflow || timed_out_) {
+    if (exchange_.overflow || timed_out_) {
         server_.metrics.slow_clients.Increment();
     } else if (!stopping_) {
         server_.metrics.client_disconnects.Increment();
@@ -724,8 +707,7 @@ Task<bool> Connection::probe() {
         }
     }
     const Buffers buffers = {as_buffer(text)};
-    const bool written = co_await write(buffers);
-    co_return written;
+    co_return co_await write(buffers);
 }
 
 // ------------------------------------------------------------------------------------------------ the socket --------

@@ -57,6 +57,7 @@ private:
         bool http_1_0 = false;
         bool body_pending = false; // not wholly read
         bool answered = false;     // its head is written
+        bool overflow = false;     // more came than may wait
         int status = 0;
         Clock::time_point started;  // headers complete
         Clock::time_point received; // body complete
@@ -84,12 +85,13 @@ private:
     Task<bool> relay(std::shared_ptr<ResponseQueue> queue, std::shared_ptr<ApiCall> call, MemoryShare body);
     Task<bool> relay_stream(ResponseQueue & queue, ApiCall & call, ResponseQueue::Batch batch);
     std::shared_ptr<ResponseQueue> make_queue();
+    void on_answer(bool overflow);
     // Waits for the next batch that has something in it; nothing when the client has left.
     Task<bool> next_batch(ResponseQueue & queue, ResponseQueue::Batch & batch);
 
     Answer error_answer(int status, std::string_view message) const;
     // Answers with an error and ends the connection; counts the refusal.
-    Task<bool> refuse(int status, std::string message, const char * reason);
+    Task<bool> refuse(int status, std::string_view message, const char * reason);
     Task<bool> respond(Answer answer);
     std::string head_text(int status, std::string_view content_type, std::optional<size_t> length) const;
     void finish_exchange();

@@ -38,7 +38,7 @@ void ResponseQueue::on_data(std::string data) {
         overflow_ = true;
         data_ = std::string();
         share_.reset();
-        wake();
+        wake_(true);
         return;
     }
     if (data_.empty()) {
@@ -60,7 +60,7 @@ void ResponseQueue::on_end(int, int) {
 void ResponseQueue::wake() {
     if (woken_) return;
     woken_ = true;
-    wake_();
+    wake_(false);
 }
 
 ResponseQueue::Batch ResponseQueue::take() {

@@ -20,8 +20,9 @@ public:
         size_t stream_bytes; // most that a streamed answer may have waiting
         size_t answer_bytes; // most for one that is not streamed
         std::shared_ptr<MemoryBudget> budget;
-        InFlightToken token;        // kept until on_end
-        std::function<void()> wake; // from any thread: there is something to take. Must not call back.
+        InFlightToken token; // kept until on_end
+        // From any thread: there is something to take, or so much waits that the rest is lost. Must not call back.
+        std::function<void(bool overflow)> wake;
     };
     explicit ResponseQueue(Options options);
 
@@ -54,7 +55,7 @@ private:
     const size_t answer_bytes_;
     const std::shared_ptr<MemoryBudget> budget_;
     std::mutex mutex_;
-    std::function<void()> wake_;
+    std::function<void(bool)> wake_;
     InFlightToken token_;
     bool woken_ = false;
     size_t taken_bytes_ = 0; // of the last batch
