@@ -6,7 +6,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <set>
 #include <vector>
 
 namespace strata::layers {
@@ -16,7 +15,7 @@ using nlohmann::json;
 absl::StatusOr<json> parse_json(std::string_view text, std::string_view what) {
     size_t tokens = 0;
     std::string refused;
-    std::vector<std::set<std::string>> keys; // of the objects and arrays that are open
+    std::vector<size_t> keys; // of the objects and arrays that are open: how many there were
 
     // Returning false drops the value, so that a document that is refused costs no more memory.
     const json::parser_callback_t inspect = [&](int depth, json::parse_event_t event, json & value) {
@@ -24,26 +23,28 @@ absl::StatusOr<json> parse_json(std::string_view text, std::string_view what) {
         switch (event) {
         case json::parse_event_t::object_start:
         case json::parse_event_t::array_start:
-            keys.emplace_back();
+            keys.push_back(0);
             if (static_cast<size_t>(depth) >= limits::kJsonDepth) {
                 refused = fmt::format("is nested deeper than {} levels", limits::kJsonDepth);
             }
             break;
         case json::parse_event_t::object_end:
+            // A key that comes again replaces the one before.
+            if (keys.back() != value.size()) refused = "has a key twice in one object";
+            keys.pop_back();
+            break;
         case json::parse_event_t::array_end:
             keys.pop_back();
             break;
         case json::parse_event_t::key:
-            if (!keys.back().insert(value.get_ref<const std::string &>()).second) {
-                refused = fmt::format("has the key \"{}\" twice in one object",
-                                      printable(value.get_ref<const std::string &>()));
-            }
+            ++keys.back();
             break;
         case json::parse_event_t::value:
             break;
         }
-        if (++tokens > limits::kJsonTokens)
+        if (++tokens > limits::kJsonTokens) {
             refused = fmt::format("has more than {} values and keys", limits::kJsonTokens);
+        }
         return refused.empty();
     };
     json document = json::parse(text, inspect, /*allow_exceptions=*/false);
@@ -56,14 +57,19 @@ std::string dump_json(const nlohmann::ordered_json & document, int indent) {
     return document.dump(indent, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
-JsonFields::JsonFields(const json & object, std::string what)
+JsonFields::JsonFields(const json & object, std::string_view what, std::optional<size_t> number)
     : object_(object)
-    , what_(std::move(what)) {
-    if (!object_.is_object()) status_ = absl::InvalidArgumentError(fmt::format("{} is not a JSON object", what_));
+    , what_(what)
+    , number_(number) {
+    if (!object_.is_object()) status_ = absl::InvalidArgumentError(fmt::format("{} is not a JSON object", name()));
+}
+
+std::string JsonFields::name() const {
+    return number_ ? fmt::format("{} {}", what_, *number_) : std::string(what_);
 }
 
 void JsonFields::fail(std::string_view sentence) {
-    if (status_.ok()) status_ = absl::InvalidArgumentError(fmt::format("{}: {}", what_, sentence));
+    if (status_.ok()) status_ = absl::InvalidArgumentError(fmt::format("{}: {}", name(), sentence));
 }
 
 bool JsonFields::has(const char * key) const {

@@ -21,11 +21,12 @@ absl::StatusOr<nlohmann::json> parse_json(std::string_view text, std::string_vie
 std::string dump_json(const nlohmann::ordered_json & document, int indent = -1);
 
 // Reads typed fields of one JSON object. The first thing that is wrong is remembered and what is read after it is
-// empty, so a caller reads all that it wants and asks for the status once. The object must outlive the reader.
+// empty, so a caller reads all that it wants and asks for the status once. The object and `what` must outlive the
+// reader.
 class JsonFields {
 public:
-    // `what` names the object in errors, e.g. "manifest sha256:… layer 3".
-    JsonFields(const nlohmann::json & object, std::string what);
+    // `what` and `number` name the object in errors, e.g. "manifest sha256:… layer", 3.
+    JsonFields(const nlohmann::json & object, std::string_view what, std::optional<size_t> number = std::nullopt);
 
     // Printable text: control characters are refused. Absent is an error.
     std::string text(const char * key, size_t limit);
@@ -43,13 +44,14 @@ public:
     void fail(std::string_view sentence);
     bool ok() const { return status_.ok(); }
     const absl::Status & status() const { return status_; }
-    const std::string & what() const { return what_; }
 
 private:
+    std::string name() const;
     const nlohmann::json * find(const char * key);
 
     const nlohmann::json & object_;
-    std::string what_;
+    const std::string_view what_;
+    const std::optional<size_t> number_;
     absl::Status status_;
 };
 

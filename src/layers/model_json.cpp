@@ -52,8 +52,8 @@ absl::Status with_prefix(const absl::Status & status, std::string_view what) {
     return {status.code(), fmt::format("{} {}", what, std::string_view(message.data(), message.size()))};
 }
 
-absl::StatusOr<TensorEntry> parse_tensor(const json & value, std::string what) {
-    JsonFields fields(value, std::move(what));
+absl::StatusOr<TensorEntry> parse_tensor(const json & value, std::string_view what, size_t number) {
+    JsonFields fields(value, what, number);
     TensorEntry tensor;
     tensor.name = fields.text("name", limits::kTensorNameBytes);
     tensor.type = fields.text("type", limits::kWordBytes);
@@ -71,7 +71,7 @@ absl::StatusOr<TensorEntry> parse_tensor(const json & value, std::string what) {
 }
 
 absl::StatusOr<LayerEntry> parse_layer(const json & value, std::string_view what) {
-    JsonFields fields(value, std::string(what));
+    JsonFields fields(value, what);
     LayerEntry layer;
     const std::string kind = fields.text("kind", limits::kWordBytes);
     const auto found =
@@ -90,10 +90,10 @@ absl::StatusOr<LayerEntry> parse_layer(const json & value, std::string_view what
     layer.size = fields.number("size");
     const json & tensors = fields.array("tensors", limits::kTensors);
     STRATA_RETURN_IF_ERROR(fields.status());
+    const std::string name = fmt::format("{} tensor", what);
     layer.tensors.reserve(tensors.size());
     for (const json & tensor : tensors) {
-        STRATA_ASSIGN_OR_RETURN(TensorEntry entry,
-                                parse_tensor(tensor, fmt::format("{} tensor {}", what, layer.tensors.size())));
+        STRATA_ASSIGN_OR_RETURN(TensorEntry entry, parse_tensor(tensor, name, layer.tensors.size()));
         layer.tensors.push_back(std::move(entry));
     }
     return layer;
@@ -206,7 +206,7 @@ std::string model_index_to_json(const ModelIndex & index) {
 
 absl::StatusOr<ModelIndex> parse_model_index(std::string_view text, std::string_view what) {
     STRATA_ASSIGN_OR_RETURN(const json document, parse_json(text, what));
-    JsonFields fields(document, std::string(what));
+    JsonFields fields(document, what);
     if (const uint64_t version = fields.number("version"); fields.ok() && version != kIndexVersion) {
         return absl::FailedPreconditionError(fmt::format(
             "{} has version {}; this build of strata reads version {}: use a newer one", what, version, kIndexVersion));
@@ -216,8 +216,9 @@ absl::StatusOr<ModelIndex> parse_model_index(std::string_view text, std::string_
     index.quantization = fields.text("quantization", limits::kWordBytes);
     index.parameters = fields.number("parameters");
     index.context_tokens = fields.number("context_tokens");
+    const std::string metadata = fmt::format("{} metadata", what);
     for (const json & item : fields.array("metadata", limits::kMetadataEntries)) {
-        JsonFields entry(item, fmt::format("{} metadata {}", what, index.metadata.size()));
+        JsonFields entry(item, metadata, index.metadata.size());
         std::string key = entry.raw_text("key", limits::kTextBytes);
         std::string value = entry.raw_text("value", limits::kTextBytes);
         STRATA_RETURN_IF_ERROR(entry.status());
@@ -247,7 +248,7 @@ std::string lineage_to_json(const Lineage & lineage) {
 
 absl::StatusOr<Lineage> parse_lineage(std::string_view text, std::string_view what) {
     STRATA_ASSIGN_OR_RETURN(const json document, parse_json(text, what));
-    JsonFields fields(document, std::string(what));
+    JsonFields fields(document, what);
     Lineage lineage;
     lineage.operation = fields.text("operation", limits::kWordBytes);
     lineage.origin = fields.text("origin", limits::kOriginBytes);

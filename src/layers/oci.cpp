@@ -13,14 +13,15 @@ namespace {
 using nlohmann::json;
 using nlohmann::ordered_json;
 
-absl::StatusOr<Descriptor> parse_descriptor(const json & value, std::string what) {
-    JsonFields fields(value, std::move(what));
+absl::StatusOr<Descriptor> parse_descriptor(const json & value, std::string_view what,
+                                            std::optional<size_t> number = std::nullopt) {
+    JsonFields fields(value, what, number);
     Descriptor parsed;
     parsed.media_type = fields.text("mediaType", limits::kWordBytes);
     if (fields.has("artifactType")) parsed.artifact_type = fields.text("artifactType", limits::kWordBytes);
     parsed.digest = fields.digest("digest");
     parsed.size = fields.number("size");
-    JsonFields annotations(fields.object("annotations"), fields.what() + " annotations");
+    JsonFields annotations(fields.object("annotations"), what, number);
     for (const auto & item : fields.object("annotations").items()) {
         parsed.annotations[item.key()] = annotations.raw_text(item.key().c_str(), limits::kOriginBytes);
     }
@@ -31,11 +32,11 @@ absl::StatusOr<Descriptor> parse_descriptor(const json & value, std::string what
 
 absl::StatusOr<std::vector<Descriptor>> parse_descriptors(const json & values, std::string_view what,
                                                           std::string_view entry) {
+    const std::string name = fmt::format("{} {}", what, entry);
     std::vector<Descriptor> parsed;
     parsed.reserve(values.size());
     for (const json & value : values) {
-        STRATA_ASSIGN_OR_RETURN(Descriptor descriptor,
-                                parse_descriptor(value, fmt::format("{} {} {}", what, entry, parsed.size())));
+        STRATA_ASSIGN_OR_RETURN(Descriptor descriptor, parse_descriptor(value, name, parsed.size()));
         parsed.push_back(std::move(descriptor));
     }
     return parsed;
@@ -75,7 +76,7 @@ std::string_view Descriptor::annotation(const char * key) const {
 
 absl::StatusOr<Manifest> parse_manifest(std::string_view text, std::string_view what) {
     STRATA_ASSIGN_OR_RETURN(const json document, parse_json(text, what));
-    JsonFields fields(document, std::string(what));
+    JsonFields fields(document, what);
     check_schema(fields, kMediaManifest);
     Manifest parsed;
     if (fields.has("artifactType")) parsed.artifact_type = fields.text("artifactType", limits::kWordBytes);
@@ -92,7 +93,7 @@ absl::StatusOr<Manifest> parse_manifest(std::string_view text, std::string_view 
 
 absl::StatusOr<Index> parse_index(std::string_view text, std::string_view what) {
     STRATA_ASSIGN_OR_RETURN(const json document, parse_json(text, what));
-    JsonFields fields(document, std::string(what));
+    JsonFields fields(document, what);
     check_schema(fields, kMediaIndex);
     const json & manifests = fields.array("manifests", limits::kModels);
     STRATA_RETURN_IF_ERROR(fields.status());
