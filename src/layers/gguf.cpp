@@ -319,7 +319,7 @@ absl::StatusOr<GgufFile> GgufFile::open(const std::filesystem::path & path) {
     // A pipe without a writer must not block the open.
     file.fd_.reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     if (!file.fd_.valid()) return errno_status(errno, "open", printable(path.native(), 1000));
-    struct stat info {};
+    struct stat info = {};
     if (::fstat(file.fd_.get(), &info) != 0) return errno_status(errno, "look at", printable(path.native(), 1000));
     const std::string name = printable(path.native(), 1000);
     if (!S_ISREG(info.st_mode)) {

@@ -21,7 +21,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr char kPublicHub[] = "https://huggingface.co";
 constexpr int kMaxRedirects = 10;
-constexpr int kMaxAttempts = 6;              // one after the other without getting further
+constexpr int kMaxAttempts = 5;              // one after the other without getting further
 constexpr uint64_t kFurtherBytes = 1u << 20; // what counts as getting further
 constexpr uint64_t kSpareDiskBytes = 64u << 20;
 constexpr auto kLongestBackOff = std::chrono::seconds(60);
@@ -293,7 +293,7 @@ absl::Status Download::fetch() {
 }
 
 absl::Status Download::check_room() const {
-    struct statvfs info {};
+    struct statvfs info = {};
     if (::statvfs(folder_.c_str(), &info) != 0) return errno_status(errno, "look at the disk of", folder_.native());
     const uint64_t room = static_cast<uint64_t>(info.f_bavail) * info.f_frsize;
     const uint64_t missing = stated_.size - part_->size();
@@ -324,7 +324,7 @@ absl::StatusOr<std::filesystem::path> Download::attempt() {
 }
 
 absl::Status Download::back_off(int failures) {
-    const auto doubled = options_.back_off * (1 << std::min(failures, 16));
+    const auto doubled = options_.back_off * (1 << std::min(failures - 1, 16));
     const auto wait = std::max<std::chrono::milliseconds>(std::min<std::chrono::milliseconds>(doubled, kLongestBackOff),
                                                           retry_after_);
     retry_after_ = std::chrono::seconds(0);
@@ -348,7 +348,7 @@ absl::StatusOr<HubFile> Download::run() {
         absl::StatusOr<std::filesystem::path> path = attempt();
         if (path.ok()) {
             if (options_.progress) options_.progress(stated_.size, stated_.size);
-            return HubFile{*std::move(path), stated_.sha256};
+            return HubFile{*std::move(path), stated_.sha256, part_->lock()};
         }
         if (!absl::IsUnavailable(path.status())) return path.status();
         const uint64_t now = part_->size();

@@ -7,12 +7,15 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace strata::layers {
+
+class FileLock;
 
 // "hf://ORG/REPO/FILE[@REVISION]"; FILE may have folders. No part may be "." or ".." or hold control characters.
 struct HubUrl {
@@ -38,6 +41,8 @@ struct HubOptions {
 struct HubFile {
     std::filesystem::path path;
     std::optional<Digest> sha256; // of the file, as the hub stated it and it was checked; for large files
+    // While it lives, other downloads of this file wait: keep it until the file was used and removed.
+    std::shared_ptr<const FileLock> lock;
 };
 
 // Downloads a file into `folder`, which is created when it is not there; the caller removes the file after use. Its

@@ -5,15 +5,12 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <openssl/evp.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <chrono>
 #include <fstream>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -22,7 +19,6 @@ namespace strata::layers {
 namespace {
 
 constexpr size_t kReadBytes = 1u << 20;
-constexpr auto kLockPoll = std::chrono::milliseconds(200);
 
 // Feeds the first `size` bytes of a file to the hash.
 absl::Status hash_file(int fd, const std::filesystem::path & path, uint64_t size, ContentHash & hash) {
@@ -44,7 +40,7 @@ std::string expected_hex(const StatedContent & stated) {
 }
 
 absl::StatusOr<uint64_t> file_size(int fd, const std::filesystem::path & path) {
-    struct stat info {};
+    struct stat info = {};
     if (::fstat(fd, &info) != 0) return errno_status(errno, "look at", path.native());
     if (!S_ISREG(info.st_mode))
         return absl::FailedPreconditionError(fmt::format("{} is not a regular file", path.native()));
@@ -84,25 +80,15 @@ std::string ContentHash::finish_hex() {
 
 absl::StatusOr<PartFile> PartFile::open(const std::filesystem::path & folder, const std::string & name,
                                         const std::function<bool()> & keep_going) {
+    STRATA_ASSIGN_OR_RETURN(FileLock lock, FileLock::take(folder / (name + ".lock"), keep_going));
     PartFile file;
     file.folder_ = folder;
     file.name_ = name;
+    file.lock_ = std::make_shared<const FileLock>(std::move(lock));
     const std::filesystem::path path = file.part();
-    while (true) {
-        file.fd_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644));
-        if (!file.fd_.valid()) return errno_status(errno, "open", path.native());
-        while (::flock(file.fd_.get(), LOCK_EX | LOCK_NB) != 0) {
-            if (errno != EWOULDBLOCK && errno != EINTR) return errno_status(errno, "lock", path.native());
-            if (!keep_going()) return absl::CancelledError("the download was cancelled");
-            std::this_thread::sleep_for(kLockPoll);
-        }
-        // Who held the lock may have finished and renamed the file meanwhile.
-        struct stat ours {
-        }, there{};
-        if (::fstat(file.fd_.get(), &ours) != 0) return errno_status(errno, "look at", path.native());
-        if (::stat(path.c_str(), &there) == 0 && ours.st_ino == there.st_ino && ours.st_dev == there.st_dev)
-            return file;
-    }
+    file.fd_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644));
+    if (!file.fd_.valid()) return errno_status(errno, "open", path.native());
+    return file;
 }
 
 absl::Status PartFile::begin(const StatedContent & stated) {

@@ -3,6 +3,7 @@
 #include "base/digest.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
+#include "layers/file_lock.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -41,7 +42,7 @@ private:
 };
 
 // A download that is under way: NAME.part in a folder, and NAME.state beside it, which says what the bytes belong to,
-// so that a later call can go on. Locked between processes. Not thread-safe.
+// so that a later call can go on. Locked between processes by NAME.lock. Not thread-safe.
 class PartFile {
 public:
     // Waits while another process downloads the same, asking `keep_going` meanwhile; kCancelled when that says no.
@@ -56,6 +57,8 @@ public:
     absl::Status set_etag(const std::string & etag);
     absl::Status append(std::span<const std::byte> data);
     uint64_t size() const { return size_; }
+    // Others wait while it lives.
+    std::shared_ptr<const FileLock> lock() const { return lock_; }
 
     // Compares what was written with what was stated, and gives the file its name. kDataLoss when it is something else;
     // the part then is empty again.
@@ -71,6 +74,7 @@ private:
 
     std::filesystem::path folder_;
     std::string name_;
+    std::shared_ptr<const FileLock> lock_;
     UniqueFd fd_;
     StatedContent stated_;
     std::string etag_;

@@ -167,6 +167,7 @@ TEST_F(PartFileTest, GoesOnWhereAnEarlierOneEnded) {
     const auto path = part.finish();
     ASSERT_OK(path);
     EXPECT_EQ(testing::read_file(*path), kText);
+    part = PartFile(); // lets go of the lock
     EXPECT_EQ(testing::entries(folder_.path()), std::vector<std::string>{"name.gguf"});
 
     const PartFile again = open();
@@ -189,7 +190,7 @@ TEST_F(PartFileTest, BytesOfAnotherContentAreNotUsed) {
     // Nor are those whose source can't be told.
     ASSERT_OK(part.append(bytes("the")));
     ASSERT_OK(part.set_etag(""));
-    part = PartFile();
+    part = PartFile(); // lets go of the lock
     part = open();
     ASSERT_OK(part.begin(stated()));
     EXPECT_EQ(part.size(), 0u);
