@@ -22,8 +22,9 @@ constexpr int kMaxMessageBytes = 256 << 20;
 
 // gRPC reads the path of a "unix:" target as part of a URI.
 std::string target_of(const Home & home) {
+    const std::string path = home.daemon_socket().native();
     std::string target = "unix:";
-    for (const char c : home.daemon_socket().native()) {
+    for (const char c : path) {
         const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '/' ||
                            c == '.' || c == '-' || c == '_' || c == '~';
         target += plain ? std::string(1, c) : fmt::format("%{:02X}", static_cast<unsigned char>(c));

@@ -21,6 +21,7 @@ using std::chrono::milliseconds;
 
 constexpr int32_t kDefaultLogLines = 100;
 constexpr int64_t kDefaultDrainMs = 30'000;
+constexpr int64_t kNoDrainMs = 1; // 0 would be the daemon's default
 
 std::string state_name(v1::Deployment::State state) {
     switch (state) {
@@ -171,7 +172,7 @@ absl::StatusOr<int> stop(const Context & context, const StopOptions & options) {
     for (const std::string & model : models) {
         v1::StopDeploymentRequest request;
         request.set_model(model);
-        request.set_drain_ms(options.now ? 0 : kDefaultDrainMs);
+        request.set_drain_ms(options.now ? kNoDrainMs : kDefaultDrainMs);
         STRATA_RETURN_IF_ERROR(client.stop_deployment(request));
         if (!context.output.json) context.output.line("stopped " + safe_text(model));
     }

@@ -66,7 +66,8 @@ struct ShowOptions {
     bool metadata = false;
 };
 
-void print_facts(const Context & context, const v1::Model & model) {
+void print_facts(const Context & context, const v1::ShowModelResponse & response) {
+    const v1::Model & model = response.model();
     const auto fact = [&](std::string_view name, const std::string & value) {
         context.output.line(context.output.out_style(Style::kDim, fmt::format("  {:<14}", name)) + safe_text(value));
     };
@@ -75,7 +76,8 @@ void print_facts(const Context & context, const v1::Model & model) {
     fact("parameters", human_count(model.parameters()));
     fact("quantization", model.quantization());
     fact("context", fmt::format("{} tokens", model.context_tokens()));
-    const int64_t shared = model.size_bytes() - model.unique_bytes();
+    int64_t shared = 0;
+    for (const v1::Layer & layer : response.layers()) shared += layer.shared_with().empty() ? 0 : layer.size_bytes();
     fact("size", shared > 0 ? fmt::format("{}, of which {} are shared with other models",
                                           human_bytes(model.size_bytes()), human_bytes(shared))
                             : human_bytes(model.size_bytes()));
@@ -134,7 +136,7 @@ absl::StatusOr<int> show(const Context & context, const ShowOptions & options) {
         context.output.document(to_json(response));
         return 0;
     }
-    print_facts(context, response.model());
+    print_facts(context, response);
     print_layers(context, response);
     if (options.tensors) print_tensors(context, response);
     if (options.metadata) print_metadata(context, response);
@@ -145,6 +147,7 @@ absl::StatusOr<int> verify(const Context & context, const std::string & model) {
     STRATA_ASSIGN_OR_RETURN(Client client, context.client_or_start());
     const std::string label = model.empty() ? "verifying the store" : "verifying " + model;
     v1::JobProgress result;
+    int64_t total_bytes = 0; // the last message only says what is wrong
     {
         Progress progress(context.output);
         STRATA_ASSIGN_OR_RETURN(result, client.verify_model(model, [&](const v1::JobProgress & message) {
@@ -156,7 +159,7 @@ absl::StatusOr<int> verify(const Context & context, const std::string & model) {
         context.output.document(to_json(result));
     } else if (sound) {
         context.output.line(fmt::format("{} {} verified, nothing wrong", context.output.out_style(Style::kGreen, "ok:"),
-                                        human_bytes(result.total_bytes())));
+                                        human_bytes(total_bytes)));
     } else {
         for (const std::string & problem : result.problems()) {
             context.output.line(context.output.out_style(Style::kRed, "damaged: ") + safe_text(problem));

@@ -14,20 +14,43 @@ namespace strata::cli {
 
 namespace {
 
+struct DaemonOption {
+    const char * name;
+    const char * type;
+    const char * description;
+};
+
+// What stratad takes; it checks the values.
+constexpr DaemonOption kDaemonOptions[] = {
+    {"--listen", "ADDRESS:PORT", "Of the HTTP API; loopback only; port 0 picks one"},
+    {"--idle-timeout", "TIME", "Unload a model after this time without requests (\"10m\"); 0: never"},
+    {"--max-loaded", "N", "Models loaded at once; the one used longest ago goes; 0: any"},
+    {"--drain", "TIME", "What running requests get to end when the daemon is stopped"},
+    {"--allow-host", "NAME", "Name that a Host or Origin header may carry besides loopback's; may be repeated"},
+    {"--engine", "FILE", "The engine program instead of strata-engine beside stratad"},
+    {"--log-level", "LEVEL", "trace, debug, info, warn or error"},
+};
+
+struct ServeOptions {
+    bool detach = false;
+    std::vector<std::string> arguments; // for stratad
+};
+
 absl::Status report_started(const Context & context, std::string_view what) {
     STRATA_ASSIGN_OR_RETURN(Client client, context.client());
     STRATA_ASSIGN_OR_RETURN(const v1::Node node, client.node());
     if (context.output.json) {
         context.output.document(to_json(node));
     } else {
-        context.output.line(fmt::format("{}: http://{}, process {}, log {}", what, safe_text(node.http_address()),
-                                        node.pid(), daemon_log(context.home).native()));
+        context.output.line(fmt::format("{}: {}, process {}, log {}", what, safe_text(node.http_address()), node.pid(),
+                                        daemon_log(context.home).native()));
     }
     return absl::OkStatus();
 }
 
-absl::StatusOr<int> serve(const Context & context, bool detach, const std::vector<std::string> & arguments) {
-    if (!detach) return exec_daemon(context.home, arguments);
+absl::StatusOr<int> serve(const Context & context, const ServeOptions & options) {
+    const std::vector<std::string> & arguments = options.arguments;
+    if (!options.detach) return exec_daemon(context.home, arguments);
     if (daemon_listens(context.home)) {
         if (!arguments.empty()) {
             return absl::AlreadyExistsError("a daemon runs already, with the options it was started with; end it with "
@@ -57,7 +80,7 @@ absl::StatusOr<int> version(const Context & context) {
         context.output.line("no daemon runs on " + context.home.root.native());
         return 0;
     }
-    context.output.line(fmt::format("the daemon on {} is {}, process {}, http://{}", context.home.root.native(),
+    context.output.line(fmt::format("the daemon on {} is {}, process {}, {}", context.home.root.native(),
                                     safe_text(node->version()), node->pid(), safe_text(node->http_address())));
     if (node->version() != STRATA_VERSION_STRING || node->engine_build() != STRATA_ENGINE_BUILD_STRING) {
         context.output.note(
@@ -70,19 +93,27 @@ absl::StatusOr<int> version(const Context & context) {
 
 void add_program_commands(Commands & commands) {
     constexpr char kGroup[] = "The program";
-    auto detach = std::make_shared<bool>(false);
-    // The parser fills the list of what it doesn't know; it is stratad that knows.
-    auto serve_app = std::make_shared<CLI::App *>(nullptr);
-    CLI::App & added = commands.add(
+    auto serve_options = std::make_shared<ServeOptions>();
+    CLI::App & serve_app = commands.add(
         kGroup, "serve",
         "Run the daemon: the HTTP API, and models loaded on demand\n"
-        "All other options are the daemon's own, such as --listen 127.0.0.1:7420; `stratad --help` lists them.",
+        "Other commands start it by themselves, in the background, when none runs. `stratad --help` has the defaults.",
         "  strata serve\n"
         "  strata serve --detach --listen 127.0.0.1:8080",
-        [detach, serve_app](const Context & context) { return serve(context, *detach, (*serve_app)->remaining()); });
-    *serve_app = &added;
-    added.allow_extras();
-    added.add_flag("-d,--detach", *detach, "In the background; returns once it answers");
+        [serve_options](const Context & context) { return serve(context, *serve_options); });
+    serve_app.add_flag("-d,--detach", serve_options->detach, "In the background; returns once it answers");
+    for (const DaemonOption & option : kDaemonOptions) {
+        // Each goes to stratad as it is: "--name value".
+        serve_app
+            .add_option_function<std::string>(
+                option.name,
+                [serve_options, name = option.name](const std::string & value) {
+                    serve_options->arguments.insert(serve_options->arguments.end(), {name, value});
+                },
+                option.description)
+            ->trigger_on_parse()
+            ->type_name(option.type);
+    }
 
     commands.add(kGroup, "version",
                  "Print the versions of the program and of the daemon that runs\n"

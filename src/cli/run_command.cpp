@@ -194,16 +194,16 @@ absl::StatusOr<int> run(const Context & context, const RunOptions & options) {
 
 void add_run_command(Commands & commands) {
     auto options = std::make_shared<RunOptions>();
-    CLI::App & app = commands.add("Use a model", "run",
-                                  "Talk to a model, or get one answer\n"
-                                  "MODEL is a name (`strata ls`), a GGUF file, which is imported first, or a hub's "
-                                  "URL. Without PROMPT on a terminal: "
-                                  "a conversation. What stdin holds is added to the prompt.",
-                                  "  strata run smollm2\n"
-                                  "  strata run smollm2 \"Why is the sky blue?\"\n"
-                                  "  strata run model.gguf --temperature 0 < question.txt\n"
-                                  "  git diff | strata run smollm2 \"Write a commit message:\"",
-                                  [options](const Context & context) { return run(context, *options); });
+    CLI::App & app =
+        commands.add("Use a model", "run",
+                     "Talk to a model, or get one answer\n"
+                     "MODEL is a name (`strata ls`), a GGUF file, which is imported first, or a hub's URL.\n"
+                     "Without PROMPT on a terminal: a conversation. What stdin holds is added to the prompt.",
+                     "  strata run smollm2\n"
+                     "  strata run smollm2 \"Why is the sky blue?\"\n"
+                     "  strata run model.gguf --temperature 0 < question.txt\n"
+                     "  git diff | strata run smollm2 \"Write a commit message:\"",
+                     [options](const Context & context) { return run(context, *options); });
     app.add_option("MODEL", options->model, "NAME[:TAG], FILE.gguf or hf://ORG/REPO/FILE")->required();
     app.add_option("PROMPT", options->prompt, "The question; several words need no quotes");
     app.add_option("--system", options->system, "The system prompt")->type_name("TEXT");

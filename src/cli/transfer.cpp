@@ -204,9 +204,8 @@ void add_transfer_commands(Commands & commands) {
     CLI::App & import_app =
         commands.add(kGroup, "import",
                      "Import a model from GGUF files, or from an OCI layout\n"
-                     "Splits it into layers in the store; layers that are there already take no space again. Of a "
-                     "split model, one file "
-                     "is enough.",
+                     "Splits it into layers in the store; layers that are there already take no space again.\n"
+                     "Of a split model, one file is enough.",
                      "  strata import SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2\n"
                      "  strata import oci:/backup/models:smollm2",
                      [import](const Context & context) -> absl::StatusOr<int> {
