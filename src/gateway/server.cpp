@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <future>
+#include <mutex>
 
 namespace strata::gateway {
 
@@ -110,29 +111,37 @@ public:
     const std::string & url() const { return url_; }
 
     void drain() {
-        if (context_.draining.exchange(true)) return;
-        // The port is free when this returns, for the daemon that comes next.
-        std::promise<void> closed;
-        asio::post(workers_[0]->executor(), [&] {
-            boost::system::error_code ignored;
-            acceptor_->close(ignored);
-            closed.set_value();
-        });
-        closed.get_future().wait();
-        for (auto & worker : workers_) worker->drain();
+        const std::lock_guard lock(ending_);
+        drain_locked();
     }
 
     bool wait_idle(std::chrono::milliseconds timeout) { return context_.in_flight->wait_idle(timeout); }
 
     void stop() {
-        if (stopped_.exchange(true)) return;
-        if (port_ != 0) drain();
+        const std::lock_guard lock(ending_);
+        if (std::exchange(stopped_, true)) return;
+        if (port_ != 0) drain_locked();
         for (auto & worker : workers_) worker->stop();
     }
 
 private:
+    void drain_locked() {
+        if (context_.draining.exchange(true)) return;
+        // The port is free when this returns, for the daemon that comes next.
+        std::promise<void> closed;
+        const std::future<void> done = closed.get_future();
+        asio::post(workers_[0]->executor(), [this, closed = std::move(closed)]() mutable {
+            boost::system::error_code ignored;
+            acceptor_->close(ignored);
+            closed.set_value();
+        });
+        done.wait();
+        for (auto & worker : workers_) worker->drain();
+    }
+
     Task<void> accept() {
         Timer pause(workers_[0]->executor());
+        bool failing = false; // said once, not for each attempt
         for (size_t next = 0; acceptor_->is_open(); ++next) {
             Worker & worker = *workers_[next % workers_.size()];
             Socket socket(worker.executor());
@@ -141,12 +150,15 @@ private:
             if (error) {
                 // Out of files, or a client that left at once.
                 if (error != asio::error::connection_aborted) {
-                    spdlog::warn("cannot accept an HTTP connection: {}", error.message());
+                    if (!std::exchange(failing, true)) {
+                        spdlog::warn("cannot accept HTTP connections for now: {}", error.message());
+                    }
                     pause.expires_after(kAcceptPause);
                     co_await pause.async_wait(kAwait);
                 }
                 continue;
             }
+            failing = false;
             if (context_.connections.fetch_add(1) >= context_.limits.connections) {
                 context_.connections.fetch_sub(1);
                 context_.metrics.refused("too_many_connections");
@@ -164,7 +176,8 @@ private:
     std::optional<Acceptor> acceptor_; // on the first worker's thread
     uint16_t port_ = 0;
     std::string url_;
-    std::atomic<bool> stopped_ = false;
+    std::mutex ending_;
+    bool stopped_ = false;
 };
 
 Server::Server(std::unique_ptr<Impl> impl)

@@ -6,7 +6,9 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
 #include <pthread.h>
+#include <spdlog/spdlog.h>
 
+#include <exception>
 #include <vector>
 
 namespace strata::gateway {
@@ -26,7 +28,15 @@ void Worker::start() {
     asio::co_spawn(io_, sweep(), asio::detached);
     thread_ = std::thread([this] {
         pthread_setname_np(pthread_self(), "gateway");
-        io_.run();
+        for (;;) {
+            try {
+                io_.run();
+                return;
+            } catch (const std::exception & failure) {
+                // A handler ran out of memory. Its connection is left to its deadlines; the others go on.
+                spdlog::error("an HTTP worker goes on after: {}", failure.what());
+            }
+        }
     });
 }
 
