@@ -57,13 +57,15 @@ public:
         STRATA_ASSIGN_OR_RETURN(store_, layers::Store::open(options_.home.store()));
         catalog_ = std::make_unique<Catalog>(*store_);
         metrics_ = std::make_unique<Metrics>(*registry_);
-        supervisor_ =
-            std::make_unique<Supervisor>(loop_,
-                                         SupervisorOptions{options_.engine_program, STRATA_ENGINE_BUILD_STRING,
-                                                           options_.idle_timeout, options_.max_loaded},
-                                         options_.home, *store_, *catalog_, *state_, *metrics_);
-        jobs_ = std::make_unique<JobRunner>(loop_, options_.engine_program, *metrics_);
         workers_ = std::make_unique<boost::asio::thread_pool>(kStoreThreads);
+        SupervisorOptions supervision;
+        supervision.engine_program = options_.engine_program;
+        supervision.engine_build = STRATA_ENGINE_BUILD_STRING;
+        supervision.idle_timeout = options_.idle_timeout;
+        supervision.max_loaded = options_.max_loaded;
+        supervisor_ = std::make_unique<Supervisor>(loop_, *workers_, supervision, options_.home, *store_, *catalog_,
+                                                   *state_, *metrics_);
+        jobs_ = std::make_unique<JobRunner>(loop_, options_.engine_program, *metrics_);
         cluster_ = std::make_unique<ClusterService>(options_.home, *store_, *workers_);
         models_ = std::make_unique<ModelsService>(options_.home, *store_, *catalog_, *supervisor_, *jobs_, *workers_);
         deployments_ = std::make_unique<DeploymentsService>(options_.home, *catalog_, *supervisor_, loop_);
@@ -77,6 +79,7 @@ public:
         STRATA_RETURN_IF_ERROR(supervisor_->restore());
         signals_.async_wait([this](const auto & error, int number) { on_signal(error, number); });
         loop_thread_ = std::thread([this] { loop_.run(); });
+        started_ = true;
         return absl::OkStatus();
     }
 
@@ -141,6 +144,7 @@ private:
     // Ends whatever start() began, in an order in which nothing calls what is gone. Idempotent.
     void end() {
         if (http_) http_->stop();
+        if (!started_ && supervisor_) supervisor_->shut_down(milliseconds(0), [] {}); // what came in early is refused
         // Calls that are still open are cancelled, and need the loop and the workers for their end.
         if (grpc_ && !loop_thread_.joinable()) loop_thread_ = std::thread([this] { loop_.run(); });
         if (grpc_) grpc_->Shutdown(std::chrono::system_clock::now());
@@ -160,6 +164,7 @@ private:
     boost::asio::io_context loop_{1};
     boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_{loop_.get_executor()};
     boost::asio::signal_set signals_{loop_, SIGTERM, SIGINT, SIGHUP};
+    bool started_ = false;
     bool stopping_ = false; // on the loop
     std::promise<void> signalled_;
 
@@ -167,9 +172,9 @@ private:
     std::unique_ptr<layers::Store> store_;
     std::unique_ptr<Catalog> catalog_;
     std::unique_ptr<Metrics> metrics_;
+    std::unique_ptr<boost::asio::thread_pool> workers_;
     std::unique_ptr<Supervisor> supervisor_;
     std::unique_ptr<JobRunner> jobs_;
-    std::unique_ptr<boost::asio::thread_pool> workers_;
     std::unique_ptr<ClusterService> cluster_;
     std::unique_ptr<ModelsService> models_;
     std::unique_ptr<DeploymentsService> deployments_;

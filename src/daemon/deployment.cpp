@@ -184,6 +184,7 @@ void Deployment::stop(milliseconds drain, std::function<void()> done) {
         fail_waiting(503, fmt::format("{} was stopped while it was loading", name_));
         finish_observers(absl::AbortedError(fmt::format("{} was stopped while it was loading", name_)));
         state_ = v1::Deployment::STATE_STOPPING;
+        leasing_.reset();
         if (process_) {
             terminate();
         } else {
@@ -234,12 +235,31 @@ void Deployment::refuse_place(const std::string & why) {
 }
 
 void Deployment::launch() {
-    if (absl::Status failed = try_launch(); !failed.ok()) start_failed(failed);
+    lease_model([this](absl::StatusOr<Leased> leased) {
+        absl::Status failed = leased.status();
+        if (failed.ok()) failed = try_launch(std::move(*leased));
+        if (!failed.ok()) start_failed(failed);
+    });
 }
 
-absl::Status Deployment::try_launch() {
-    STRATA_ASSIGN_OR_RETURN(const layers::StoredModel model, context_.store.find(model_name_));
-    STRATA_ASSIGN_OR_RETURN(layers::Lease lease, context_.store.lease("deployment " + name_, model.blobs));
+void Deployment::lease_model(std::function<void(absl::StatusOr<Leased>)> handler) {
+    leasing_ = std::make_shared<char>();
+    // A garbage collection may hold the store's lock for long, and the loop must not wait.
+    boost::asio::post(context_.workers, [&context = context_, model_name = model_name_, name = name_,
+                                         wanted = std::weak_ptr(leasing_), handler = std::move(handler)]() mutable {
+        const auto lease = [&]() -> absl::StatusOr<Leased> {
+            STRATA_ASSIGN_OR_RETURN(layers::StoredModel model, context.store.find(model_name));
+            STRATA_ASSIGN_OR_RETURN(layers::Lease lease, context.store.lease("deployment " + name, model.blobs));
+            return Leased{std::move(model), std::move(lease)};
+        };
+        boost::asio::post(context.loop,
+                          [leased = lease(), wanted = std::move(wanted), handler = std::move(handler)]() mutable {
+                              if (!wanted.expired()) handler(std::move(leased));
+                          });
+    });
+}
+
+absl::Status Deployment::try_launch(Leased leased) {
     STRATA_ASSIGN_OR_RETURN(const int64_t number, context_.state.next_number("engine"));
     log_.rotate_when_large();
     STRATA_ASSIGN_OR_RETURN(const UniqueFd log, log_.open_for_append());
@@ -250,8 +270,8 @@ absl::Status Deployment::try_launch() {
     STRATA_ASSIGN_OR_RETURN(process_, Process::spawn(context_.loop, engine));
     engine_alive_ = std::make_shared<char>();
     process_->on_exit([this](ExitStatus exit) { process_ended(exit); });
-    lease_.emplace(std::move(lease));
-    digest_ = model.manifest.to_string();
+    lease_.emplace(std::move(leased.lease));
+    digest_ = leased.model.manifest.to_string();
     STRATA_RETURN_IF_ERROR(
         context_.state.save(SavedEngine{name_, process_->id(), socket_, context_.engine_build, digest_}));
     spdlog::info("{} is being loaded by engine process {}", name_, process_->id().pid);
@@ -311,7 +331,6 @@ void Deployment::loaded(const absl::Status & status) {
 
 void Deployment::adopted(const absl::StatusOr<v1::EngineStatus> & status) {
     if (state_ != v1::Deployment::STATE_STARTING) return;
-    adopting_ = false;
     absl::Status fits = status.status();
     if (fits.ok() && status->build() != context_.engine_build) {
         fits = absl::FailedPreconditionError(fmt::format("it is of build {}", status->build()));
@@ -319,31 +338,39 @@ void Deployment::adopted(const absl::StatusOr<v1::EngineStatus> & status) {
     if (fits.ok() && status->state() != v1::EngineStatus::STATE_READY) {
         fits = absl::FailedPreconditionError("it has not loaded its model");
     }
-    const auto model = context_.store.find(model_name_);
-    if (fits.ok()) fits = model.status();
-    if (fits.ok() && model->manifest.to_string() != digest_) {
-        fits = absl::FailedPreconditionError("the name means another model now");
-    }
-    if (fits.ok()) {
-        auto lease = context_.store.lease("deployment " + name_, model->blobs);
-        fits = lease.status();
-        if (lease.ok()) lease_.emplace(std::move(*lease));
-    }
     if (!fits.ok()) {
-        spdlog::info("{} (process {}) is not adopted: {}", serving(), process_->id().pid, std::string(fits.message()));
-        state_ = v1::Deployment::STATE_STOPPING;
-        terminate();
+        refuse_adoption(fits);
+        return;
+    }
+    status_ = *status;
+    lease_model([this](absl::StatusOr<Leased> leased) { finish_adoption(std::move(leased)); });
+}
+
+void Deployment::finish_adoption(absl::StatusOr<Leased> leased) {
+    if (leased.ok() && leased->model.manifest.to_string() != digest_) {
+        leased = absl::FailedPreconditionError("the name means another model now");
+    }
+    if (!leased.ok()) {
+        refuse_adoption(leased.status());
         return;
     }
     spdlog::info("{} (process {}) is adopted", serving(), process_->id().pid);
-    status_ = *status;
+    adopting_ = false;
+    lease_.emplace(std::move(leased->lease));
     become_ready();
-    last_used_ -= milliseconds(status->idle_ms());
+    last_used_ -= milliseconds(status_.idle_ms());
+}
+
+void Deployment::refuse_adoption(const absl::Status & why) {
+    spdlog::info("{} (process {}) is not adopted: {}", serving(), process_->id().pid, std::string(why.message()));
+    state_ = v1::Deployment::STATE_STOPPING;
+    terminate();
 }
 
 void Deployment::become_ready() {
     state_ = v1::Deployment::STATE_READY;
     load_fraction_ = 1;
+    crash_message_.clear();
     ready_since_ = last_used_ = Clock::now();
     silent_polls_ = 0;
     if (outdated_) {
@@ -409,7 +436,7 @@ void Deployment::on_call_done(const std::shared_ptr<ServeCall> & call, const abs
                 }
             });
         } else if (connection_lost) {
-            call->fail(503, last_error_.empty() ? fmt::format("{} was stopped", name_) : last_error_);
+            call->fail(503, crash_message_.empty() ? fmt::format("{} was stopped", name_) : crash_message_);
         } else {
             call->fail(gateway::http_status_of(status.code()), std::string(status.message()));
         }
@@ -491,6 +518,7 @@ void Deployment::process_gone() {
     process_.reset();
     engine_alive_.reset();
     client_.reset();
+    leasing_.reset();
     lease_.reset();
     status_.Clear();
     digest_.clear();
@@ -512,12 +540,12 @@ void Deployment::crashed(const std::string & how) {
         "{}; {}", how,
         again ? fmt::format("restart in {:.1f} s", pause.count() / 1000.0)
               : fmt::format("after {} failures in a row it stays stopped until it is asked for", failures_in_row_));
-    const std::string message = again ? how + "; it is being restarted" : how;
+    crash_message_ = again ? how + "; it is being restarted" : how;
     broken_timer_.cancel();
-    for (const auto & call : std::exchange(broken_, {})) call->fail(503, message, pause);
-    fail_waiting(503, message, pause);
+    for (const auto & call : std::exchange(broken_, {})) call->fail(503, crash_message_, pause);
+    fail_waiting(503, crash_message_, pause);
     finish_observers(absl::UnavailableError(how));
-    // Calls in active_ learn of the lost connection from gRPC in a moment, and find last_error_.
+    // Calls in active_ learn of the lost connection from gRPC in a moment, and find crash_message_.
     if (!again) {
         failures_in_row_ = 0;
         stopped();
@@ -568,7 +596,7 @@ void Deployment::poll() {
         return;
     }
     polling_ = true;
-    refresh(limits::kPoll, of_this_engine([this](bool answered) {
+    refresh(limits::kPollAnswer, of_this_engine([this](bool answered) {
                 polling_ = false;
                 silent_polls_ = answered ? 0 : silent_polls_ + 1;
             }));

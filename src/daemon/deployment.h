@@ -13,6 +13,7 @@
 #include "strata/v1/deployments.pb.h"
 
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/thread_pool.hpp>
 
 #include <chrono>
 #include <deque>
@@ -51,6 +52,7 @@ struct WaitingTotals {
 // What every deployment of a daemon shares. All of it outlives the deployments.
 struct DeploymentContext {
     boost::asio::io_context & loop;
+    boost::asio::thread_pool & workers; // for what may wait for the store's lock
     Home home;
     std::filesystem::path engine_program;
     std::string engine_build; // an engine of another build is not used
@@ -133,10 +135,20 @@ private:
     template <typename Handler>
     auto of_this_engine(Handler handler);
 
+    // The model as it is in the store, its blobs safe from garbage collection.
+    struct Leased {
+        layers::StoredModel model;
+        layers::Lease lease;
+    };
+    // Leases the model on a worker; the handler is called on the loop, unless the start was given up meanwhile.
+    void lease_model(std::function<void(absl::StatusOr<Leased>)> handler);
+
     void begin_start();
-    absl::Status try_launch();
+    absl::Status try_launch(Leased leased);
     void engine_up(const absl::StatusOr<v1::EngineStatus> & status);
     void adopted(const absl::StatusOr<v1::EngineStatus> & status);
+    void finish_adoption(absl::StatusOr<Leased> leased);
+    void refuse_adoption(const absl::Status & why);
     void loaded(const absl::Status & status);
     void become_ready();
     void dispatch(std::shared_ptr<ServeCall> call);
@@ -188,13 +200,15 @@ private:
     float load_fraction_ = 0;
     int silent_polls_ = 0;
     bool polling_ = false;
+    std::shared_ptr<char> leasing_; // while a worker leases the model; gone when the start was given up
     std::string killed_because_;
     Time ready_since_;
     Time last_used_;
 
     int failures_in_row_ = 0;
     int restarts_ = 0;
-    std::string last_error_;
+    std::string last_error_;    // for people, until the next start after a stop
+    std::string crash_message_; // for the calls of the engine that crashed last, until another one is ready
 };
 
 } // namespace strata::daemon

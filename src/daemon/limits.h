@@ -31,6 +31,7 @@ inline constexpr std::chrono::milliseconds kAdoption = std::chrono::seconds(3);
 inline constexpr std::chrono::milliseconds kTermination = std::chrono::seconds(10);
 // How often running engines are asked for their status, deadlines are looked at and logs are rotated.
 inline constexpr std::chrono::milliseconds kPoll = std::chrono::seconds(2);
+inline constexpr std::chrono::milliseconds kPollAnswer = std::chrono::seconds(1);
 inline constexpr std::chrono::milliseconds kSweep = std::chrono::milliseconds(500);
 
 inline constexpr std::chrono::milliseconds kFirstBackoff = std::chrono::milliseconds(500);

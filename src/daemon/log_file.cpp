@@ -43,6 +43,13 @@ bool gives_reason(std::string_view line) {
                        [&](std::string_view sign) { return line.find(sign) != std::string_view::npos; });
 }
 
+// "2026-01-01T00:00:00.000 I text": the engine's own log says that all is well.
+bool is_chatter(std::string_view line) {
+    const size_t time_end = line.find(' ');
+    if (time_end == std::string_view::npos || line.size() < time_end + 3 || line[time_end + 2] != ' ') return false;
+    return line.find('T') < time_end && (line[time_end + 1] == 'I' || line[time_end + 1] == 'D');
+}
+
 } // namespace
 
 std::string engine_log_name(std::string_view deployment) {
@@ -103,8 +110,8 @@ std::string LogFile::reason_since(uint64_t offset) const {
         begin = line_end + 1;
         while (!line.empty() && (line.back() == '\r' || line.back() == ' ')) line.remove_suffix(1);
         if (line.empty()) continue;
-        last = line;
         if (gives_reason(line)) reason = line;
+        if (!is_chatter(line)) last = line;
     }
     return printable(reason.empty() ? last : reason, kReasonLength);
 }

@@ -28,7 +28,7 @@ public:
     void rotate_when_large() const;
 
     // Of what was written since the offset: the line that says why a process ended (an assertion, an error), else the
-    // last line; made printable and short. Empty when there is none.
+    // last one that is no mere information; made printable and short. Empty when there is none.
     std::string reason_since(uint64_t offset) const;
 
 private:

@@ -142,8 +142,10 @@ TEST(LogFileTest, ReasonIsTheAssertionNotTheBacktrace) {
     append(log.path(), "x.cpp:1: GGML_ASSERT(of an earlier engine) failed\n");
     const uint64_t start = log.size();
     EXPECT_EQ(log.reason_since(start), "");
-    append(log.path(), "loading\n");
-    EXPECT_EQ(log.reason_since(start), "loading");
+    append(log.path(), "2026-01-01T00:00:00.000 I loading\n");
+    EXPECT_EQ(log.reason_since(start), "");
+    append(log.path(), "out of luck\n2026-01-01T00:00:00.000 I going on\n");
+    EXPECT_EQ(log.reason_since(start), "out of luck");
     append(log.path(), "y.cpp:2: GGML_ASSERT(n > 0) failed\n#0 0x1234 in main\n\n");
     EXPECT_EQ(log.reason_since(start), "y.cpp:2: GGML_ASSERT(n > 0) failed");
     append(log.path(), "terminate called after throwing\n  what():  a \x1b[31mred\x1b[0m word\n");

@@ -35,11 +35,12 @@ bool wants_text(std::string_view path) {
 
 } // namespace
 
-Supervisor::Supervisor(boost::asio::io_context & loop, SupervisorOptions options, Home home, layers::Store & store,
-                       Catalog & catalog, StateStore & state, Metrics & metrics)
+Supervisor::Supervisor(boost::asio::io_context & loop, boost::asio::thread_pool & workers, SupervisorOptions options,
+                       Home home, layers::Store & store, Catalog & catalog, StateStore & state, Metrics & metrics)
     : options_(std::move(options))
     , catalog_(catalog)
     , context_{loop,
+               workers,
                std::move(home),
                options_.engine_program,
                options_.engine_build,
@@ -209,15 +210,19 @@ void Supervisor::remove(std::string model, std::function<void(absl::Status)> don
             done(facts.status());
             return;
         }
-        if (deployment(facts->name).state() != v1::Deployment::STATE_STOPPED) {
+        Deployment & target = deployment(facts->name);
+        if (target.state() == v1::Deployment::STATE_BACKOFF) target.stop(milliseconds(0), {});
+        if (target.state() != v1::Deployment::STATE_STOPPED) {
             done(absl::FailedPreconditionError(
                 fmt::format("{0} is loaded; \"strata stop {0}\" unloads it first", facts->full_name)));
             return;
         }
-        absl::Status removed = context_.store.remove(facts->name);
-        if (removed.ok()) removed = context_.state.forget_deployment(facts->full_name);
-        if (removed.ok()) deployment(facts->name).restore({facts->full_name, {}, false});
-        done(removed);
+        target.restore({facts->full_name, {}, false});
+        boost::asio::post(context_.workers, [this, facts = *facts, done] {
+            absl::Status removed = context_.store.remove(facts.name);
+            if (removed.ok()) removed = context_.state.forget_deployment(facts.full_name);
+            done(removed);
+        });
     });
 }
 

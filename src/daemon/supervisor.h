@@ -30,11 +30,12 @@ struct SupervisorOptions {
 // to engines that an earlier daemon started.
 //
 // The public functions are thread-safe and return at once, their callbacks come on the loop; the loop runs on one
-// thread. The references must outlive the supervisor, and the loop must have ended before it is destroyed.
+// thread. The references must outlive the supervisor, and the loop and the workers must have ended before it is
+// destroyed.
 class Supervisor final : public gateway::Backend, private Places {
 public:
-    Supervisor(boost::asio::io_context & loop, SupervisorOptions options, Home home, layers::Store & store,
-               Catalog & catalog, StateStore & state, Metrics & metrics);
+    Supervisor(boost::asio::io_context & loop, boost::asio::thread_pool & workers, SupervisorOptions options, Home home,
+               layers::Store & store, Catalog & catalog, StateStore & state, Metrics & metrics);
     ~Supervisor() override;
 
     // Adopts or ends the engines of an earlier daemon, starts what is kept. Once, before the loop runs.
