@@ -5,10 +5,9 @@
  *
  * MODEL is an embedding model: a GGUF file, or NAME[:TAG] of the layer store.
  */
-#include <strata/strata.h>
-
 #include <stdio.h>
 #include <stdlib.h>
+#include <strata/strata.h>
 
 static int fail(const char * what) {
     fprintf(stderr, "%s: %s\n", what, strata_last_error());

@@ -5,10 +5,9 @@
  *
  * MODEL is a GGUF file, or NAME[:TAG] of a model in the layer store (strata import, strata pull).
  */
-#include <strata/strata.h>
-
 #include <stdio.h>
 #include <stdlib.h>
+#include <strata/strata.h>
 
 static int fail(const char * what) {
     fprintf(stderr, "\n%s: %s\n", what, strata_last_error());
@@ -16,9 +15,10 @@ static int fail(const char * what) {
 }
 
 static bool on_progress(const char * phase, uint64_t done, uint64_t total, void * user) {
-    (void)user;
-    fprintf(stderr, "\r%s %3d %%", phase, total == 0 ? 0 : (int)(100.0 * (double)done / (double)total));
-    if (done == total) fprintf(stderr, "\n");
+    int * shown = user;
+    const int percent = total == 0 ? 0 : (int)(100.0 * (double)done / (double)total);
+    if (percent / 10 > *shown / 10) fprintf(stderr, "%s %d %%\n", phase, percent);
+    *shown = percent;
     return true; /* false would cancel the loading */
 }
 
@@ -50,7 +50,7 @@ static int answer(const strata_model * model, strata_session * session, const ch
 
     strata_sampling sampling; /* greedy; see strata.h for temperature, top_p, seed, grammar, … */
     STRATA_INIT(&sampling);
-    sampling.max_tokens = 200;
+    sampling.max_tokens = 64;
     strata_stats stats;
     STRATA_INIT(&stats);
     const strata_status status = strata_generate(session, prompt, &sampling, on_token, NULL, &stats);
@@ -67,12 +67,14 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "usage: %s MODEL [QUESTION]\n", argv[0]);
         return 2;
     }
-    const char * question = argc > 2 ? argv[2] : "What is the capital of France?";
+    const char * question = argc > 2 ? argv[2] : "Why is the sky blue?";
     printf("strata %s, engine build %s\n", strata_version(), strata_engine_build());
 
     strata_model_options options;
     STRATA_INIT(&options);
+    int shown = 0;
     options.progress = on_progress;
+    options.user = &shown;
     strata_model * model = NULL;
     if (strata_model_open(argv[1], &options, &model) != STRATA_OK) return fail(argv[1]);
 

@@ -1,6 +1,7 @@
 #include "engine/capi_common.h"
 
 #include "base/version.h"
+#include "engine/log.h"
 
 #include <fmt/format.h>
 
@@ -146,4 +147,8 @@ const char * strata_engine_build(void) {
 
 void strata_free(void * pointer) {
     std::free(pointer);
+}
+
+void strata_set_log(strata_log_fn log, void * user) {
+    strata::engine::set_log(log, user);
 }

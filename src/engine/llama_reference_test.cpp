@@ -33,7 +33,7 @@ public:
         model_params.devices = no_devices;
         model_.reset(llama_model_load_from_file(file.c_str(), model_params));
         if (model_ == nullptr) return;
-        params.n_threads = params.n_threads_batch = 2;
+        params.n_threads = params.n_threads_batch = 1; // as few as do: ggml's threads spin
         context_.reset(llama_init_from_model(model_.get(), params));
     }
     bool ok() const { return context_ != nullptr; }
@@ -94,18 +94,19 @@ strata_model * open_model(const fs::path & file) {
 TEST(LlamaReference, GreedyTokensAreEqual) {
     const fs::path file = cached_model("smollm2-135m-instruct-q4_1.gguf");
     std::string long_prompt; // several micro-batches
-    for (int i = 0; i < 300; ++i) long_prompt += "Item " + std::to_string(i) + " is blue. ";
+    for (int i = 0; i < 60; ++i) long_prompt += "Item " + std::to_string(i) + " is blue. ";
     strata_model * model = open_model(file);
     ASSERT_NE(model, nullptr);
     strata_session_options options;
     STRATA_INIT(&options);
-    options.context_tokens = 4096;
-    options.threads = 2;
+    options.context_tokens = 1024;
+    options.batch_tokens = 128;
+    options.threads = 1;
     for (const std::string & prompt : {std::string("Once upon a time"), long_prompt}) {
         llama_context_params params = llama_context_default_params();
-        params.n_ctx = 4096;
-        params.n_batch = 4096;
-        params.n_ubatch = 512;
+        params.n_ctx = 1024;
+        params.n_batch = 1024;
+        params.n_ubatch = 128;
         Reference reference(file, params);
         ASSERT_TRUE(reference.ok());
         const std::vector<llama_token> expected = reference.greedy(prompt, 48);
@@ -142,6 +143,7 @@ TEST(LlamaReference, EmbeddingsAreEqual) {
         strata_session_options options;
         STRATA_INIT(&options);
         options.embeddings = true;
+        options.threads = 1;
         strata_session * session = nullptr;
         ASSERT_EQ(strata_session_open(model, &options, &session), STRATA_OK) << strata_last_error();
         for (const char * text : {"A cat sleeps.", "Photosynthesis turns light into sugar; naïve café 世界."}) {

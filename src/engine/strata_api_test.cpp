@@ -59,6 +59,7 @@ Session open_session(strata_model * model, int32_t context = 512, bool embedding
     STRATA_INIT(&options);
     options.context_tokens = context;
     options.embeddings = embeddings;
+    options.threads = 1; // ggml's threads spin, which is slow where tests run side by side
     strata_session * session = nullptr;
     EXPECT_EQ(strata_session_open(model, &options, &session), STRATA_OK) << strata_last_error();
     return Session(session);
@@ -138,7 +139,9 @@ TEST_F(StrataApi, LayersOfAFile) {
         EXPECT_STREQ(layer.kind, i == 0 ? "head" : i == 1 ? "embedding" : i == 32 ? "tail" : "block");
         EXPECT_EQ(layer.block, i >= 2 && i < 32 ? static_cast<int32_t>(i) - 2 : -1);
         EXPECT_STREQ(layer.digest, "");
-        if (layer.block >= 0) EXPECT_EQ(layer.tensor_count, 9U);
+        if (layer.block >= 0) {
+            EXPECT_EQ(layer.tensor_count, 9U);
+        }
         bytes += layer.size_bytes;
     }
     EXPECT_GT(bytes, 90'000'000U);
@@ -255,7 +258,8 @@ TEST_F(StrataApi, GreedyTextIsRightAndRepeats) {
     EXPECT_EQ(generate(open_session(model_).get(), kPrompt, sampling_of(24)), first);
     // NULL sampling is greedy too, and goes on to the end of the text or of the context.
     std::string long_text;
-    EXPECT_EQ(strata_generate(session.get(), kPrompt, nullptr, append, &long_text, nullptr), STRATA_OK);
+    EXPECT_EQ(strata_generate(open_session(model_, 96).get(), kPrompt, nullptr, append, &long_text, nullptr),
+              STRATA_OK);
     EXPECT_THAT(long_text, testing::StartsWith(first));
 }
 
@@ -339,13 +343,13 @@ TEST_F(StrataApi, CancelFromAnotherThread) {
     const Session session = open_session(model_, 4096);
     const Session reference = open_session(model_, 4096);
     std::string prompt; // a prompt whose computation takes a while, so that the cancel meets a decode
-    for (int i = 0; i < 400; ++i) prompt += "word number " + std::to_string(i) + " ";
+    for (int i = 0; i < 60; ++i) prompt += "word number " + std::to_string(i) + " ";
     std::atomic<bool> done = false;
     std::thread canceller([&] {
         // Again and again, since a cancel before the call begins has no effect.
         while (!done) {
             strata_session_cancel(session.get());
-            std::this_thread::sleep_for(std::chrono::milliseconds(20));
+            std::this_thread::sleep_for(std::chrono::milliseconds(5));
         }
     });
     std::string text;
@@ -390,8 +394,7 @@ TEST_F(StrataApi, ContextIsALimit) {
     strata_stats stats;
     STRATA_INIT(&stats);
     strata_sampling sampling = sampling_of(0);
-    sampling.grammar = "root ::= \"a\"*"; // never ends by itself before the context does
-    sampling.grammar = "root ::= [a-z ]{2000}";
+    sampling.grammar = "root ::= [a-z ]{2000}"; // the context ends first
     generate(session.get(), kPrompt, sampling, &stats);
     EXPECT_EQ(stats.prompt_tokens + stats.generated_tokens, 64);
 }
@@ -447,6 +450,7 @@ TEST_F(StrataApi, StructSizeIsChecked) {
     // A program built against an older header: members behind its size are not read.
     STRATA_INIT(&options);
     options.context_tokens = 256;
+    options.threads = 1;
     options.embeddings = true;
     options.struct_size = offsetof(strata_session_options, embeddings);
     ASSERT_EQ(strata_session_open(model_, &options, &session), STRATA_OK) << strata_last_error();

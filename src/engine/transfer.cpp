@@ -1,7 +1,6 @@
 #include "engine/transfer.h"
 
 #include "base/home.h"
-#include "base/text.h"
 #include "base/version.h"
 #include "layers/hub.h"
 #include "layers/import.h"
@@ -11,7 +10,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <optional>
 #include <thread>
 
@@ -20,7 +18,7 @@ namespace strata::engine {
 namespace {
 
 constexpr std::string_view kOciPrefix = "oci:";
-constexpr int kMaxParts = 1024; // files of a split model that one pull fetches
+constexpr unsigned kMaxImportThreads = 8; // more than any disk keeps busy
 
 layers::Progress in_phase(const TransferProgress & progress, const char * phase) {
     if (!progress) return {};
@@ -38,12 +36,10 @@ absl::StatusOr<layers::ModelName> name_or(std::string_view given, std::string_vi
 }
 
 absl::StatusOr<Digest> import_files(layers::Store & store, const std::vector<std::filesystem::path> & files,
-                                    const layers::ModelName & name, std::string origin,
+                                    const layers::ModelName & name, layers::ImportOptions options,
                                     const TransferProgress & progress) {
-    layers::ImportOptions options;
-    options.origin = std::move(origin);
     options.engine_build = STRATA_ENGINE_BUILD_STRING;
-    options.threads = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1U, 8U));
+    options.threads = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1U, kMaxImportThreads));
     options.progress = in_phase(progress, "importing");
     return layers::import_gguf(store, files, name, options);
 }
@@ -64,47 +60,14 @@ absl::StatusOr<Digest> import_layout(layers::Store & store, std::string_view sou
                             &layers::check_layer);
 }
 
-struct SplitName {
-    std::string prefix; // up to the number
-    int count = 0;
-};
-
-// Of "…-00001-of-00003.gguf", in whatever place of the split; nothing for another name.
-std::optional<SplitName> split_name(std::string_view file) {
-    constexpr std::string_view kForm = "-00001-of-00003.gguf"; // every part has this length
-    constexpr size_t kCountAt = 10, kDigits = 5;
-    if (file.size() <= kForm.size()) return std::nullopt;
-    const std::string_view end = file.substr(file.size() - kForm.size());
-    const auto number = [&](size_t at) {
-        int value = -1;
-        const char * first = end.data() + at;
-        const auto [last, error] = std::from_chars(first, first + kDigits, value);
-        return error == std::errc() && last == first + kDigits ? value : -1;
-    };
-    const int part = number(1), count = number(kCountAt);
-    if (part < 1 || count < part || end != fmt::format("-{:05}-of-{:05}.gguf", part, count)) return std::nullopt;
-    return SplitName{std::string(file.substr(0, file.size() - kForm.size())), count};
-}
-
-absl::StatusOr<std::vector<std::filesystem::path>>
-download(const layers::HubUrl & url, const std::filesystem::path & folder, const TransferProgress & progress) {
-    std::vector<layers::HubUrl> urls{url};
-    if (const auto split = split_name(url.file)) {
-        if (split->count > kMaxParts) {
-            return absl::InvalidArgumentError(
-                fmt::format("{} has {} files; the limit is {}", printable(url.file), split->count, kMaxParts));
-        }
-        urls.assign(split->count, url);
-        for (int i = 0; i < split->count; ++i) {
-            urls[i].file = fmt::format("{}-{:05}-of-{:05}.gguf", split->prefix, i + 1, split->count);
-        }
-    }
-    std::vector<std::filesystem::path> files;
-    for (const layers::HubUrl & part : urls) {
-        layers::HubOptions options;
-        options.progress = in_phase(progress, "downloading");
-        STRATA_ASSIGN_OR_RETURN(const std::filesystem::path file, layers::hub_download(part, folder, options));
-        files.push_back(file);
+absl::StatusOr<std::vector<layers::HubFile>> download(const layers::HubUrl & url, const std::filesystem::path & folder,
+                                                      const TransferProgress & progress) {
+    layers::HubOptions options;
+    options.progress = in_phase(progress, "downloading");
+    std::vector<layers::HubFile> files;
+    for (const layers::HubUrl & part : url.parts()) {
+        STRATA_ASSIGN_OR_RETURN(layers::HubFile file, layers::hub_download(part, folder, options));
+        files.push_back(std::move(file));
     }
     return files;
 }
@@ -119,7 +82,7 @@ absl::StatusOr<Digest> import_model(const std::filesystem::path & store, const s
     STRATA_ASSIGN_OR_RETURN(const layers::ModelName model_name, name_or(name, sources.front()));
     STRATA_ASSIGN_OR_RETURN(const auto opened, layers::Store::open(or_default(store)));
     if (layout) return import_layout(*opened, sources.front(), name, progress);
-    return import_files(*opened, {sources.begin(), sources.end()}, model_name, /*origin=*/"", progress);
+    return import_files(*opened, {sources.begin(), sources.end()}, model_name, {}, progress);
 }
 
 absl::StatusOr<Digest> pull_model(const std::filesystem::path & store, std::string_view url, std::string_view name,
@@ -128,8 +91,13 @@ absl::StatusOr<Digest> pull_model(const std::filesystem::path & store, std::stri
     STRATA_ASSIGN_OR_RETURN(const layers::ModelName model_name, name_or(name, parsed.file));
     const auto root = or_default(store);
     STRATA_ASSIGN_OR_RETURN(const auto opened, layers::Store::open(root));
-    STRATA_ASSIGN_OR_RETURN(const auto files, download(parsed, root.parent_path() / "downloads", progress));
-    STRATA_ASSIGN_OR_RETURN(const Digest digest, import_files(*opened, files, model_name, std::string(url), progress));
+    STRATA_ASSIGN_OR_RETURN(const auto downloaded, download(parsed, root.parent_path() / "downloads", progress));
+    layers::ImportOptions options;
+    options.origin = parsed.to_string();
+    if (downloaded.size() == 1) options.origin_sha256 = downloaded.front().sha256;
+    std::vector<std::filesystem::path> files;
+    for (const layers::HubFile & file : downloaded) files.push_back(file.path);
+    STRATA_ASSIGN_OR_RETURN(const Digest digest, import_files(*opened, files, model_name, options, progress));
     for (const auto & file : files) {
         std::error_code ignored; // the model is in; a file that stays is found again by the next pull
         std::filesystem::remove(file, ignored);
