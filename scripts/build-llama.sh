@@ -48,8 +48,8 @@ exec 9>"$cache/llama/$flavour.lock"
 flock 9 # two builds of one flavour at the same time: the second waits and finds it done
 [[ -f $prefix/.complete ]] && { echo "$prefix"; exit 0; }
 
-build=$cache/llama/build-$flavour
 work=$cache/llama/source-$key
+build=$work/build # belongs to one source; at one place below it, so that ccache hits after a change of a patch
 if [[ ! -f $work/.patched ]]; then
   rm -rf "$work"
   git -c advice.detachedHead=false clone -q --local --no-hardlinks "$source_dir" "$work"

@@ -74,7 +74,10 @@ std::optional<int32_t> last_number(std::string_view text, std::string_view key) 
 
 // A client's mistake that the server reports as one of its own.
 bool is_request_error(std::string_view message) {
-    return message.find("is too large to process") != std::string_view::npos;
+    for (const char * sign : {"is too large to process", "the grammar", "grammar stack"}) {
+        if (message.find(sign) != std::string_view::npos) return true;
+    }
+    return false;
 }
 
 } // namespace

@@ -89,8 +89,8 @@ std::unique_ptr<grpc::Server> listen(EngineService & service, const std::string 
 }
 
 // Returns when this process is to end, with the reason.
-std::string wait_for_end(const StopSignals & signals, const EngineService & service, milliseconds orphan_timeout) {
-    const pid_t parent = ::getppid();
+std::string wait_for_end(const StopSignals & signals, const EngineService & service, pid_t parent,
+                         milliseconds orphan_timeout) {
     while (true) {
         if (const int signal = signals.wait(milliseconds(1000)); signal != 0) {
             return fmt::format("signal {} ({})", signal, ::strsignal(signal));
@@ -103,6 +103,7 @@ std::string wait_for_end(const StopSignals & signals, const EngineService & serv
 } // namespace
 
 absl::Status run_driver_process(const DriverProcessOptions & options) {
+    const pid_t parent = ::getppid(); // before the socket says that this process is up
     const StopSignals signals;
     STRATA_RETURN_IF_ERROR(prepare_socket(options.socket));
     EngineService service;
@@ -110,7 +111,7 @@ absl::Status run_driver_process(const DriverProcessOptions & options) {
     if (server == nullptr) return absl::UnavailableError(fmt::format("cannot listen on {}", options.socket));
     spdlog::info("engine {} listens on {}", strata_engine_build(), options.socket);
 
-    const std::string reason = wait_for_end(signals, service, options.orphan_timeout);
+    const std::string reason = wait_for_end(signals, service, parent, options.orphan_timeout);
     spdlog::info("ending: {}", reason);
     // A second signal does not wait.
     const bool drained = service.slot().drain(options.drain, [&] { return signals.wait(milliseconds(0)) != 0; });
