@@ -27,7 +27,7 @@ absl::Status BlobWriter::State::place(const Digest & digest, const StoreLock & l
     if (lease != nullptr) STRATA_RETURN_IF_ERROR(lease->add({digest}, lock));
     // A file of another size is no blob: a disk that lost power without keeping what it had acknowledged leaves such.
     const std::filesystem::path path = files.blob(digest);
-    const absl::Status placed = files.blob_size(digest) == size ? files.disk().touch(path) : file->move_to(path);
+    absl::Status placed = files.blob_size(digest) == size ? files.disk().touch(path) : file->move_to(path);
     file.reset();
     return placed;
 }

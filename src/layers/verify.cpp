@@ -182,7 +182,7 @@ absl::Status check_blob(const StoreFiles & files, const Job & job, SharedProgres
     ::posix_fadvise(file->fd.get(), 0, 0, POSIX_FADV_SEQUENTIAL);
 #endif
     Sha256 hasher;
-    const absl::Status read = read_range(*file, path, 0, file->size, [&](std::span<const std::byte> piece) {
+    absl::Status read = read_range(*file, path, 0, file->size, [&](std::span<const std::byte> piece) {
         hasher.update(piece);
         return progress.advance(piece.size());
     });
@@ -227,6 +227,7 @@ absl::StatusOr<std::vector<BlobProblem>> Store::verify(const std::optional<Model
         }
         jobs = plan.take_jobs();
         std::vector<Digest> digests;
+        digests.reserve(jobs.size());
         for (const Job & job : jobs) digests.push_back(job.digest);
         // A full disk, which has no place for a lease, must not keep anybody from looking.
         if (auto held = Lease::State::create(files, "verify", lock); held.ok()) {
