@@ -64,26 +64,27 @@ absl::StatusOr<BlobWriter> StoreCore::new_blob(Lease * lease) const {
         std::make_unique<BlobWriter::State>(files, std::move(file), lease == nullptr ? nullptr : lease->state_.get()));
 }
 
-absl::StatusOr<oci::Descriptor> StoreCore::put(std::string_view bytes, Lease * lease) const {
-    STRATA_ASSIGN_OR_RETURN(BlobWriter writer, new_blob(lease));
-    STRATA_RETURN_IF_ERROR(writer.append(std::as_bytes(std::span(bytes.data(), bytes.size()))));
-    oci::Descriptor descriptor;
-    STRATA_ASSIGN_OR_RETURN(descriptor.digest, writer.finish());
-    descriptor.size = bytes.size();
-    return descriptor;
+absl::Status StoreCore::put_all(const std::vector<std::string_view> & documents, Lease * lease) const {
+    std::vector<BlobWriter> writers;
+    writers.reserve(documents.size());
+    for (const std::string_view bytes : documents) {
+        STRATA_ASSIGN_OR_RETURN(BlobWriter writer, new_blob(lease));
+        STRATA_RETURN_IF_ERROR(writer.append(std::as_bytes(std::span(bytes.data(), bytes.size()))));
+        writers.push_back(std::move(writer));
+    }
+    // All are written before the first is synced: a file system with a journal then writes its journal once for all of
+    // them.
+    for (BlobWriter & writer : writers) STRATA_RETURN_IF_ERROR(writer.finish().status());
+    return absl::OkStatus();
 }
 
-absl::StatusOr<oci::Descriptor> StoreCore::put(std::string_view bytes, Lease * lease, const StoreLock & lock) const {
+absl::Status StoreCore::put_locked(std::string_view bytes, Lease & lease, const StoreLock & lock) const {
     STRATA_ASSIGN_OR_RETURN(TempFile file, files.new_temp(lock));
     STRATA_RETURN_IF_ERROR(file.append(std::as_bytes(std::span(bytes.data(), bytes.size()))));
     STRATA_RETURN_IF_ERROR(file.sync());
-    BlobWriter::State writer(files, std::move(file), lease == nullptr ? nullptr : lease->state_.get());
+    BlobWriter::State writer(files, std::move(file), lease.state_.get());
     writer.size = bytes.size();
-    oci::Descriptor descriptor;
-    descriptor.digest = Digest::of(bytes);
-    descriptor.size = bytes.size();
-    STRATA_RETURN_IF_ERROR(writer.place(descriptor.digest, lock));
-    return descriptor;
+    return writer.place(Digest::of(bytes), lock);
 }
 
 } // namespace strata::layers

@@ -30,8 +30,8 @@ inline constexpr size_t kOriginBytes = 8192;
 inline constexpr size_t kCachedTensors = 500'000; // in the parsed indexes that a store keeps in memory
 inline constexpr size_t kCachedLineages = 10'000;
 
-inline constexpr uint64_t kReadBytes = uint64_t{1} << 20;       // one read while hashing or copying
-inline constexpr uint64_t kWritebackBytes = uint64_t{16} << 20; // written so much, the kernel is told to begin
+inline constexpr uint64_t kReadBytes = uint64_t{1} << 20;      // one read while hashing or copying
+inline constexpr uint64_t kWritebackBytes = uint64_t{1} << 20; // written so much, the kernel is told to begin
 inline constexpr int64_t kLockWaitMs = 60'000;
 
 } // namespace strata::layers::limits

@@ -284,7 +284,6 @@ oci::Manifest make_model_manifest(const ModelIndex & index, const oci::Descripto
     oci::Manifest manifest;
     manifest.artifact_type = oci::kArtifactModel;
     manifest.config = config;
-    manifest.config.media_type = oci::kMediaModelConfig;
     for (size_t i = 0; i < index.layers.size(); ++i) {
         oci::Descriptor layer;
         layer.media_type = oci::kMediaWeight;
@@ -294,7 +293,6 @@ oci::Manifest make_model_manifest(const ModelIndex & index, const oci::Descripto
         manifest.layers.push_back(std::move(layer));
     }
     manifest.layers.push_back(index_layer);
-    manifest.layers.back().media_type = oci::kMediaWeightConfig;
     manifest.layers.back().annotations[oci::kAnnotationFilePath] = kIndexFileName;
     return manifest;
 }

@@ -74,6 +74,14 @@ std::string_view Descriptor::annotation(const char * key) const {
     return found == annotations.end() ? std::string_view() : std::string_view(found->second);
 }
 
+Descriptor describe(std::string_view bytes, std::string_view media_type) {
+    Descriptor descriptor;
+    descriptor.media_type = media_type;
+    descriptor.digest = Digest::of(bytes);
+    descriptor.size = bytes.size();
+    return descriptor;
+}
+
 absl::StatusOr<Manifest> parse_manifest(std::string_view text, std::string_view what) {
     STRATA_ASSIGN_OR_RETURN(const json document, parse_json(text, what));
     JsonFields fields(document, what);

@@ -41,6 +41,9 @@ struct Descriptor {
     std::string_view annotation(const char * key) const;
 };
 
+// Names `bytes`, as a blob of the type.
+Descriptor describe(std::string_view bytes, std::string_view media_type);
+
 struct Manifest {
     std::string artifact_type;
     Descriptor config;

@@ -102,8 +102,8 @@ absl::StatusOr<BlobWriter> Store::new_blob(Lease * lease) {
 }
 
 absl::StatusOr<Digest> Store::put(std::string_view bytes, Lease * lease) {
-    STRATA_ASSIGN_OR_RETURN(const oci::Descriptor descriptor, core_->put(bytes, lease));
-    return descriptor.digest;
+    STRATA_RETURN_IF_ERROR(core_->put_all({bytes}, lease));
+    return Digest::of(bytes);
 }
 
 absl::StatusOr<std::string> Store::get(const Digest & digest, uint64_t limit) const {
@@ -239,13 +239,13 @@ absl::StatusOr<Digest> Store::commit_model(const ModelName & name, const ModelIn
     }
 
     STRATA_ASSIGN_OR_RETURN(Lease lease, core_->lease("making " + name.to_string()));
-    STRATA_ASSIGN_OR_RETURN(const oci::Descriptor index_layer, core_->put(index_text, &lease));
-    STRATA_ASSIGN_OR_RETURN(const oci::Descriptor config,
-                            core_->put(model_config_json(read_back, index_layer.digest), &lease));
+    const oci::Descriptor index_layer = oci::describe(index_text, oci::kMediaWeightConfig);
+    const std::string config_text = model_config_json(read_back, index_layer.digest);
+    const oci::Descriptor config = oci::describe(config_text, oci::kMediaModelConfig);
     const std::string manifest_text = oci::to_json(make_model_manifest(read_back, config, index_layer));
-    STRATA_ASSIGN_OR_RETURN(oci::Descriptor manifest, core_->put(manifest_text, &lease));
-    manifest.media_type = oci::kMediaManifest;
+    oci::Descriptor manifest = oci::describe(manifest_text, oci::kMediaManifest);
     manifest.artifact_type = oci::kArtifactModel;
+    STRATA_RETURN_IF_ERROR(core_->put_all({index_text, config_text, manifest_text}, &lease));
 
     LoadedModel model;
     model.index = std::make_shared<const ModelIndex>(std::move(read_back));
@@ -257,15 +257,14 @@ absl::Status StoreCore::name_manifest(const ModelName & name, oci::Descriptor ma
                                       const Lineage & lineage, Lease & lease) const {
     oci::Manifest lineage_manifest;
     lineage_manifest.artifact_type = oci::kArtifactLineage;
-    STRATA_ASSIGN_OR_RETURN(lineage_manifest.config, put(oci::kEmptyJson, &lease));
-    lineage_manifest.config.media_type = oci::kMediaEmpty;
-    STRATA_ASSIGN_OR_RETURN(oci::Descriptor lineage_layer, put(lineage_to_json(readable(lineage)), &lease));
-    lineage_layer.media_type = oci::kArtifactLineage;
-    lineage_manifest.layers.push_back(std::move(lineage_layer));
+    lineage_manifest.config = oci::describe(oci::kEmptyJson, oci::kMediaEmpty);
+    const std::string lineage_text = lineage_to_json(readable(lineage));
+    lineage_manifest.layers.push_back(oci::describe(lineage_text, oci::kArtifactLineage));
     lineage_manifest.subject = manifest;
-    STRATA_ASSIGN_OR_RETURN(oci::Descriptor referrer, put(oci::to_json(lineage_manifest), &lease));
-    referrer.media_type = oci::kMediaManifest;
+    const std::string referrer_text = oci::to_json(lineage_manifest);
+    oci::Descriptor referrer = oci::describe(referrer_text, oci::kMediaManifest);
     referrer.artifact_type = oci::kArtifactLineage;
+    STRATA_RETURN_IF_ERROR(put_all({oci::kEmptyJson, lineage_text, referrer_text}, &lease));
 
     STRATA_ASSIGN_OR_RETURN(const StoreLock lock, files.lock_exclusive());
     for (const LayerEntry & layer : model.index->layers) {
@@ -290,10 +289,10 @@ absl::Status StoreCore::name_manifest(const ModelName & name, oci::Descriptor ma
     std::erase_if(referrers.manifests,
                   [](const oci::Descriptor & other) { return other.artifact_type == oci::kArtifactLineage; });
     referrers.manifests.insert(referrers.manifests.begin(), std::move(referrer));
-    STRATA_ASSIGN_OR_RETURN(oci::Descriptor referrers_entry, put(oci::to_json(referrers), &lease, lock));
-    referrers_entry.media_type = oci::kMediaIndex;
+    const std::string referrers_text = oci::to_json(referrers);
+    STRATA_RETURN_IF_ERROR(put_locked(referrers_text, lease, lock));
 
-    catalog::set(index, name, std::move(manifest), std::move(referrers_entry));
+    catalog::set(index, name, std::move(manifest), oci::describe(referrers_text, oci::kMediaIndex));
     if (index.manifests.size() > limits::kModels) {
         return absl::ResourceExhaustedError(
             fmt::format("the store has {} names already; remove some", limits::kModels));

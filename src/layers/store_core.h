@@ -58,9 +58,9 @@ public:
 
     absl::StatusOr<Lease> lease(std::string_view holder) const;
     absl::StatusOr<BlobWriter> new_blob(Lease * lease) const;
-    absl::StatusOr<oci::Descriptor> put(std::string_view bytes, Lease * lease) const;
+    absl::Status put_all(const std::vector<std::string_view> & documents, Lease * lease) const;
     // For a caller that has the lock already.
-    absl::StatusOr<oci::Descriptor> put(std::string_view bytes, Lease * lease, const StoreLock & lock) const;
+    absl::Status put_locked(std::string_view bytes, Lease & lease, const StoreLock & lock) const;
 
     absl::StatusOr<std::shared_ptr<const oci::Index>> read_index() const;
     absl::StatusOr<std::string> read_document(const oci::Descriptor & descriptor, uint64_t limit) const;

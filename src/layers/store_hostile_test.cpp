@@ -40,18 +40,15 @@ protected:
         for (const std::string & layer : model_.layers) ASSERT_OK(store_->put(layer));
         std::string index_text = model_index_to_json(model_.index());
         if (change_index) change_index(index_text);
-        oci::Descriptor index_layer = put(index_text);
-        std::string manifest_text = oci::to_json(make_model_manifest(model_.index(), put("{}"), index_layer));
+        oci::Descriptor index_layer = put(index_text, oci::kMediaWeightConfig);
+        std::string manifest_text =
+            oci::to_json(make_model_manifest(model_.index(), put("{}", oci::kMediaModelConfig), index_layer));
         if (change_manifest) change_manifest(manifest_text);
-        name(put(manifest_text));
+        name(put(manifest_text, oci::kMediaManifest));
     }
-    oci::Descriptor put(const std::string & bytes) {
-        const auto digest = store_->put(bytes);
-        EXPECT_OK(digest);
-        oci::Descriptor descriptor;
-        descriptor.digest = *digest;
-        descriptor.size = bytes.size();
-        return descriptor;
+    oci::Descriptor put(const std::string & bytes, const char * media_type) {
+        EXPECT_OK(store_->put(bytes));
+        return oci::describe(bytes, media_type);
     }
     // Makes it the only entry of index.json, "bad:latest".
     void name(oci::Descriptor manifest) {

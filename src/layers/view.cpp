@@ -43,10 +43,12 @@ absl::StatusOr<std::filesystem::path> Store::materialise(const StoredModel & mod
     const std::vector<LayerEntry> & layers = model.index->layers;
     STRATA_ASSIGN_OR_RETURN(const StoreLock lock, files.lock_exclusive());
 
-    STRATA_RETURN_IF_ERROR(make_folders(files.disk(), views));
-    // Canonical, because a relative link that goes up starts from where a folder really is.
     std::error_code error;
-    const std::filesystem::path real_views = std::filesystem::canonical(views, error);
+    const std::filesystem::path absolute = std::filesystem::absolute(views, error).lexically_normal();
+    if (error) return errno_status(error.value(), "find the folder", views.native());
+    STRATA_RETURN_IF_ERROR(make_folders(files.disk(), absolute));
+    // Canonical, because a relative link that goes up starts from where a folder really is.
+    const std::filesystem::path real_views = std::filesystem::canonical(absolute, error);
     if (error) return errno_status(error.value(), "find the folder", views.native());
     const std::filesystem::path real_blobs = std::filesystem::canonical(files.blobs(), error);
     if (error) return errno_status(error.value(), "find the folder", files.blobs().native());

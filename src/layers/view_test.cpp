@@ -56,6 +56,16 @@ TEST_F(ViewTest, SurvivesAMoveOfTheHome) {
     EXPECT_EQ(read_file(moved / "views" / first->parent_path().filename() / first->filename()), model_.layers[0]);
 }
 
+TEST_F(ViewTest, ARelativeFolderIsOneInTheCurrentFolder) {
+    const std::filesystem::path before = std::filesystem::current_path();
+    std::filesystem::current_path(folder_.path());
+    const auto first = store_->materialise(stored(), "relative/views/");
+    std::filesystem::current_path(before);
+    ASSERT_OK(first);
+    EXPECT_TRUE(first->is_absolute());
+    EXPECT_EQ(read_file(*first), model_.layers[0]);
+}
+
 TEST_F(ViewTest, WorksThroughALinkedFolder) {
     std::filesystem::create_directories(folder_.path() / "far/away/views");
     std::filesystem::create_directory_symlink(folder_.path() / "far/away/views", folder_.path() / "linked");
