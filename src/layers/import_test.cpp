@@ -170,14 +170,15 @@ TEST_F(ImportTest, AFullDiskAtAnyOperation) {
             break;
         }
         const bool named = !(*store)->list()->empty();
-        EXPECT_EQ(result.ok(), named) << at << ": " << result.status();
-        if (!result.ok()) EXPECT_EQ(result.status().code(), absl::StatusCode::kResourceExhausted) << at;
+        // The last step may fail after the name is to be seen; then the model is whole.
+        EXPECT_TRUE(named || !result.ok()) << at;
+        EXPECT_TRUE(result.ok() || absl::IsResourceExhausted(result.status())) << at << ": " << result.status();
         EXPECT_EQ(testing::problems(**store), "") << at;
         EXPECT_THAT(testing::entries(home.path() / "store/tmp"), ::testing::IsEmpty()) << at;
         // Shards of a model that was not named are taken back at once.
         for (const std::string & blob : testing::entries(home.path() / "store/blobs/sha256")) {
             const std::string bytes = testing::read_file(home.path() / "store/blobs/sha256" / blob);
-            if (!named) EXPECT_FALSE(bytes.starts_with("GGUF")) << at;
+            EXPECT_TRUE(named || !bytes.starts_with("GGUF")) << at;
         }
     }
 }
