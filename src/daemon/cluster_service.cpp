@@ -30,7 +30,7 @@ ClusterService::ClusterService(const Home & home, const layers::Store & store, b
 grpc::ServerUnaryReactor * ClusterService::ListNodes(grpc::CallbackServerContext * context,
                                                      const v1::ListNodesRequest *, v1::ListNodesResponse * response) {
     grpc::ServerUnaryReactor * reactor = context->DefaultReactor();
-    boost::asio::post(workers_, [this, response, reactor] {
+    const auto answer = [this, response, reactor] {
         const auto bytes = store_.size_bytes();
         if (!bytes.ok()) {
             reactor->Finish(to_grpc(bytes.status()));
@@ -40,7 +40,8 @@ grpc::ServerUnaryReactor * ClusterService::ListNodes(grpc::CallbackServerContext
         node = self_;
         node.set_store_bytes(static_cast<int64_t>(*bytes));
         reactor->Finish(grpc::Status::OK);
-    });
+    };
+    boost::asio::post(loop_, [this, answer] { boost::asio::post(workers_, answer); });
     return reactor;
 }
 

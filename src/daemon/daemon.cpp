@@ -66,7 +66,7 @@ public:
         supervisor_ = std::make_unique<Supervisor>(loop_, *workers_, supervision, options_.home, *store_, *catalog_,
                                                    *state_, *metrics_);
         jobs_ = std::make_unique<JobRunner>(loop_, options_.engine_program, *metrics_);
-        cluster_ = std::make_unique<ClusterService>(options_.home, *store_, *workers_);
+        cluster_ = std::make_unique<ClusterService>(options_.home, *store_, loop_, *workers_);
         models_ = std::make_unique<ModelsService>(options_.home, *store_, *catalog_, *supervisor_, *jobs_, *workers_);
         deployments_ = std::make_unique<DeploymentsService>(options_.home, *catalog_, *supervisor_, loop_);
 

@@ -694,7 +694,7 @@ TEST_F(DaemonTest, SecondDaemonIsRefusedWithThePidOfTheFirst) {
 
 TEST_F(DaemonTest, TermLetsRunningRequestsEnd) {
     node.add_model("m");
-    node.set("STRATA_STUB_TOKENS", "50");
+    node.set("STRATA_STUB_TOKENS", "150");
     node.start();
     ASSERT_TRUE(start_model("m", false).ok());
     const int64_t engine = node.engine_pid("m:latest");
@@ -705,7 +705,7 @@ TEST_F(DaemonTest, TermLetsRunningRequestsEnd) {
         std::this_thread::sleep_for(100ms);
         refused = node.chat("m").data;
     });
-    EXPECT_EQ(stream.events, 51);
+    EXPECT_EQ(stream.events, 151);
     EXPECT_THAT(refused, HasSubstr("shutting down"));
     EXPECT_EQ(node.wait(), 0);
     EXPECT_FALSE(alive(engine));
