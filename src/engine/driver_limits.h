@@ -32,6 +32,7 @@ constexpr size_t kMaxStops = 128;     // each token is compared with each
 constexpr size_t kMaxSamplers = 64;
 constexpr size_t kMaxSequenceBreakers = 64; // each is matched against the whole vocabulary
 constexpr size_t kMaxLogitBiases = 16384;
+constexpr size_t kMaxSchemaProperties = 384;   // of one object; the schema converter's work grows with their cube
 constexpr int64_t kMaxPenaltyWindow = 1 << 20; // tokens; the sampler allocates it at once
 constexpr double kMaxSamplerNumber = 1e6;      // magnitude of temperatures, penalties, ...
 constexpr size_t kPromptSlackBytes = 4096;     // beyond what the context can hold at the vocabulary's longest token

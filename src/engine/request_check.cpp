@@ -283,6 +283,53 @@ absl::Status check_media(const Json & value) {
 
 // --------------------------------------------------------------------------------------------------- generation
 
+// What a JSON schema asks of the server's converter, which copies the names of an object's properties for each pair of
+// them.
+struct SchemaWork {
+    double cubes = 0;      // of the number of properties, over all objects
+    size_t properties = 0; // in all
+    bool merges = false;   // allOf makes one object of several
+
+    void look_at(const Json & value) {
+        if (value.is_object()) {
+            if (const auto found = value.find("properties"); found != value.end() && found->is_object()) {
+                const auto count = static_cast<double>(found->size());
+                cubes += count * count * count;
+                properties += found->size();
+            }
+            merges |= value.contains("allOf");
+        }
+        if (value.is_structured()) {
+            for (const Json & item : value) look_at(item);
+        }
+    }
+    double total() const {
+        const auto all = static_cast<double>(properties);
+        return merges ? all * all * all : cubes;
+    }
+};
+
+// The converter runs on a worker and can't be stopped.
+absl::Status check_schemas(const Json & body) {
+    double work = 0;
+    const auto add = [&work](const Json & schema) {
+        SchemaWork one;
+        one.look_at(schema);
+        work += one.total();
+    };
+    for (const char * name : {"json_schema", "response_format", "text", "output_config", "output_format"}) {
+        if (body.contains(name)) add(body[name]);
+    }
+    if (const auto tools = body.find("tools"); tools != body.end() && tools->is_array()) {
+        for (const Json & tool : *tools) add(tool);
+    }
+    constexpr double kMax = static_cast<double>(kMaxSchemaProperties);
+    if (work > kMax * kMax * kMax) {
+        return refused("the JSON schemas are too large: one object may have about {} properties", kMaxSchemaProperties);
+    }
+    return absl::OkStatus();
+}
+
 // Fields through which the server's parts talk to each other; taken from a client they reach asserts (grammar_triggers,
 // grammar with backend_sampling), a regular expression of the client's (grammar_triggers) or a serialized parser
 // (chat_parser).
@@ -317,6 +364,7 @@ absl::Status check_sampling(const Json & body) {
             }
         }
     }
+    STRATA_RETURN_IF_ERROR(check_schemas(body));
     // CVE-2026-52130, CVE-2026-2069
     if (const auto found = body.find("grammar"); found != body.end() && found->is_string()) {
         STRATA_RETURN_IF_ERROR(check_grammar(found->get_ref<const std::string &>()));

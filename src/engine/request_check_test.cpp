@@ -96,6 +96,36 @@ TEST(RequestCheck, bounds_lists_and_texts) {
     EXPECT_THAT(refusal(BodyKind::kCompletion, std::string(kMaxBodyBytes + 1, ' ')), HasSubstr("limit"));
 }
 
+TEST(RequestCheck, bounds_the_work_of_the_schema_converter) {
+    const auto object = [](int first, int count) {
+        std::string properties;
+        for (int i = first; i < first + count; ++i) {
+            if (!properties.empty()) properties += ",";
+            properties.append("\"p").append(std::to_string(i)).append("\":{\"type\":\"string\"}");
+        }
+        return R"({"type":"object","properties":{)" + properties + "}}";
+    };
+    EXPECT_EQ(completion(R"("json_schema":)" + object(0, 300)), "");
+    EXPECT_THAT(completion(R"("json_schema":)" + object(0, 3000)), HasSubstr("schemas are too large"));
+    std::string merged;
+    std::string tools;
+    for (int i = 0; i < 100; ++i) {
+        if (i > 0) {
+            merged += ",";
+            tools += ",";
+        }
+        merged += object(10 * i, 10);
+        tools += R"({"type":"function","function":{"name":"f","parameters":)" + object(0, 10) + "}}";
+    }
+    EXPECT_THAT(completion(R"("json_schema":{"allOf":[)" + merged + "]}"), HasSubstr("schemas are too large"));
+    const ModelBounds roomy = {4, 1000, 1 << 20};
+    EXPECT_TRUE(check_request(BodyKind::kChat, R"({"messages":[],"tools":[)" + tools + "]}", roomy).ok());
+    EXPECT_THAT(
+        refusal(BodyKind::kChat, R"({"messages":[],"response_format":{"type":"json_schema","json_schema":{"schema":)" +
+                                     object(0, 500) + "}}}"),
+        HasSubstr("schemas are too large"));
+}
+
 TEST(RequestCheck, fetches_no_media) {
     const std::string start = R"({"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":")";
     EXPECT_THAT(refusal(BodyKind::kChat, start + R"(http://169.254.169.254/"}}]}]})"), HasSubstr("not fetched"));
