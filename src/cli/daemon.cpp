@@ -1,6 +1,7 @@
 #include "cli/daemon.h"
 
 #include "base/unique_fd.h"
+#include "cli/input.h"
 #include "cli/interrupt.h"
 #include "cli/progress.h"
 #include "cli/text.h"
@@ -18,7 +19,6 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
-#include <fstream>
 #include <thread>
 
 extern char ** environ;
@@ -34,7 +34,6 @@ using std::chrono::steady_clock;
 constexpr std::chrono::seconds kStartTimeout{60};
 constexpr milliseconds kStartPoll{10};
 constexpr int kQuotedLines = 5;
-constexpr std::streamoff kMaxTailBytes = 1 << 20;
 
 // argv for exec: points into `words`.
 std::vector<char *> argument_vector(std::vector<std::string> & words) {
@@ -119,21 +118,6 @@ absl::StatusOr<fs::path> find_stratad() {
 
 fs::path daemon_log(const Home & home) {
     return home.logs() / "stratad.log";
-}
-
-std::string last_lines(const fs::path & file, int lines) {
-    std::ifstream in(file, std::ios::binary | std::ios::ate);
-    if (!in) return {};
-    const std::streamoff size = in.tellg();
-    const std::streamoff start = std::max<std::streamoff>(size - kMaxTailBytes, 0);
-    in.seekg(start);
-    std::string text(static_cast<size_t>(size - start), '\0');
-    in.read(text.data(), static_cast<std::streamsize>(text.size()));
-    text.resize(static_cast<size_t>(std::max<std::streamsize>(in.gcount(), 0)));
-    while (text.ends_with('\n')) text.pop_back();
-    size_t from = text.size();
-    for (int i = 0; i < lines && from != std::string::npos && from > 0; ++i) from = text.rfind('\n', from - 1);
-    return from == std::string::npos || from == 0 ? text : text.substr(from + 1);
 }
 
 absl::Status start_daemon(const Home & home, const std::vector<std::string> & arguments, const Output & output) {

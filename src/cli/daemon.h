@@ -28,7 +28,4 @@ absl::Status exec_daemon(const Home & home, const std::vector<std::string> & arg
 // Ends the daemon (SIGTERM; it finishes running requests within its drain time) and returns when it is gone.
 absl::Status stop_daemon(const v1::Node & node);
 
-// The last `lines` lines of a file, at most 1 MiB; empty when it can't be read.
-std::string last_lines(const std::filesystem::path & file, int lines);
-
 } // namespace strata::cli

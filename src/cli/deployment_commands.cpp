@@ -3,6 +3,7 @@
 #include "base/text.h"
 #include "cli/daemon.h"
 #include "cli/deployment.h"
+#include "cli/input.h"
 #include "cli/interrupt.h"
 #include "cli/progress.h"
 #include "cli/text.h"

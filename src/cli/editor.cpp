@@ -1,6 +1,7 @@
 #include "cli/editor.h"
 
 #include "base/unique_fd.h"
+#include "cli/input.h"
 #include "cli/interrupt.h"
 #include "cli/text.h"
 
@@ -26,6 +27,7 @@ namespace {
 
 constexpr std::string_view kQuotes = "\"\"\"";
 constexpr int kHistoryLines = 1000;
+constexpr uintmax_t kMaxHistoryBytes = 1 << 20; // then the file is cut to its last lines
 constexpr size_t kMaxPasteBytes = 4 << 20;
 constexpr int kPasteSilenceMs = 2000; // a terminal that never marks the end of a paste
 constexpr std::string_view kPasteEnd = "\x1b[201~";
@@ -125,18 +127,40 @@ struct LineEditor::State {
         return line;
     }
 
-    void remember(const std::string & line) {
+    // The file has one entry a line, so that it can be read and edited by people too. libedit's own format repeats
+    // entries when they are appended.
+    void load_history() {
+        std::string entries = last_lines(history_file, kHistoryLines);
+        std::error_code error;
+        if (std::filesystem::file_size(history_file, error) > kMaxHistoryBytes && !error) rewrite(entries);
         HistEvent event;
-        if (line.empty() || history == nullptr) return;
-        ::history(history, &event, H_ENTER, (line + "\n").c_str());
-        // Appended line by line, so that neither a kill nor another program with the same file loses any.
-        UniqueFd file(::open(history_file.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
-        FILE * stream = file.valid() ? ::fdopen(file.get(), "a") : nullptr;
-        if (stream == nullptr) return;
-        file.release();                  // the stream closes it
-        std::fseek(stream, 0, SEEK_END); // at 0 libedit writes the header of the file first
-        ::history(history, &event, H_NSAVE_FP, size_t{1}, stream);
-        std::fclose(stream);
+        while (!entries.empty()) {
+            const size_t end = std::min(entries.find('\n'), entries.size());
+            ::history(history, &event, H_ENTER, (entries.substr(0, end) + "\n").c_str());
+            entries.erase(0, end + 1);
+        }
+    }
+
+    void remember(const std::string & line) {
+        if (line.empty()) return;
+        HistEvent event;
+        const std::string entry = line + "\n";
+        ::history(history, &event, H_ENTER, entry.c_str());
+        // Line by line, so that neither a kill nor another program with the same file loses any.
+        append(history_file, O_APPEND, entry);
+    }
+
+    void rewrite(const std::string & entries) {
+        std::filesystem::path temporary = history_file;
+        temporary += ".new";
+        std::error_code ignored; // the history is a convenience
+        if (append(temporary, O_TRUNC, entries + "\n")) std::filesystem::rename(temporary, history_file, ignored);
+    }
+
+    // Only the user may read what was typed.
+    static bool append(const std::filesystem::path & path, int flags, std::string_view text) {
+        const UniqueFd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0600));
+        return file.valid() && ::write(file.get(), text.data(), text.size()) == static_cast<ssize_t>(text.size());
     }
 };
 
@@ -181,7 +205,7 @@ LineEditor::LineEditor(const std::filesystem::path & history_file)
     state_->history = history_init();
     history(state_->history, &event, H_SETSIZE, kHistoryLines);
     history(state_->history, &event, H_SETUNIQUE, 1);
-    history(state_->history, &event, H_LOAD, history_file.c_str());
+    state_->load_history();
 
     EditLine * editor = el_init("strata", stdin, stdout, stderr);
     state_->editor = editor;

@@ -1,5 +1,7 @@
 #include "cli/interrupt.h"
 
+#include "cli/terminal.h"
+
 #include <pthread.h>
 #include <unistd.h>
 
@@ -35,6 +37,7 @@ void start_interrupt_thread() {
                 // Begins a new line, so that the shell's prompt doesn't follow "^C" or half an answer.
                 if (::isatty(STDERR_FILENO) == 1) [[maybe_unused]]
                     const auto ignored = ::write(STDERR_FILENO, "\n", 1);
+                restore_terminal();
                 ::_exit(kInterruptedExitCode);
             }
             innermost->interrupted_ = true;

@@ -6,6 +6,7 @@
 #include "cli/deployment.h"
 #include "cli/editor.h"
 #include "cli/input.h"
+#include "cli/terminal.h"
 #include "cli/text.h"
 #include "cli/transfer.h"
 
@@ -141,7 +142,10 @@ absl::StatusOr<int> converse(const Context & context, Client & client, Conversat
             continue;
         }
 
-        const Asked asked = ask(context, client, conversation.request(read.text));
+        const Asked asked = [&] {
+            const EchoOff quiet;
+            return ask(context, client, conversation.request(read.text));
+        }();
         const bool interrupted = absl::IsCancelled(asked.status);
         if (asked.status.ok() || (interrupted && !asked.text.empty())) conversation.add(read.text, asked.text);
         if (interrupted) {
