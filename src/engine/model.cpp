@@ -52,14 +52,8 @@ absl::StatusOr<std::shared_ptr<Model>> Model::open(std::string_view name, ModelO
         return absl::InvalidArgumentError(
             fmt::format("cannot load {}: {}", model->source_.name(), errors.reason("llama.cpp gives no reason")));
     }
-    if (llama_model_has_decoder(model->model_)) model->chat_template_ = ChatTemplate::of(model->model_);
     return model;
 }
-
-Model::Model(ModelSource source)
-    : source_(std::move(source))
-    , chat_template_(
-          absl::InvalidArgumentError(fmt::format("{} makes embeddings and has no chat template", source_.name()))) {}
 
 Model::~Model() {
     if (model_ != nullptr) llama_model_free(model_);
@@ -76,9 +70,14 @@ absl::StatusOr<std::string> Model::metadata(const char * key) const {
     return value;
 }
 
+const absl::StatusOr<std::unique_ptr<ChatTemplate>> & Model::chat_template() const {
+    std::call_once(chat_template_once_, [this] { chat_template_ = ChatTemplate::of(model_); });
+    return chat_template_;
+}
+
 absl::StatusOr<std::string> Model::chat_prompt(const std::vector<ChatMessage> & messages) const {
-    if (!chat_template_.ok()) return chat_template_.status();
-    return (*chat_template_)->apply(messages);
+    STRATA_RETURN_IF_ERROR(chat_template().status());
+    return (*chat_template())->apply(messages);
 }
 
 } // namespace strata::engine

@@ -8,6 +8,7 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 
 namespace strata::engine {
@@ -20,7 +21,7 @@ struct ModelOptions {
     std::function<bool(const char * phase, uint64_t done, uint64_t total)> progress;
 };
 
-// An open model: weights and vocabulary. Immutable and thread-safe after open.
+// An open model: weights and vocabulary. Thread-safe after open.
 class Model {
 public:
     // Errors of ModelSource::open, kInvalidArgument with llama.cpp's reason when it refuses the file, kCancelled.
@@ -35,12 +36,16 @@ public:
     absl::StatusOr<std::string> chat_prompt(const std::vector<ChatMessage> & messages) const;
 
 private:
-    explicit Model(ModelSource source);
+    explicit Model(ModelSource source)
+        : source_(std::move(source)) {}
+    const absl::StatusOr<std::unique_ptr<ChatTemplate>> & chat_template() const;
 
     ModelSource source_; // outlives the weights that are mapped from it
     llama_model * model_ = nullptr;
-    // The error of a template that can't be used is told when it is asked for; the model works without it.
-    absl::StatusOr<std::unique_ptr<ChatTemplate>> chat_template_;
+    // Parsed when it is first asked for: many uses of a model need none, and one that is broken spoils only those that
+    // do.
+    mutable std::once_flag chat_template_once_;
+    mutable absl::StatusOr<std::unique_ptr<ChatTemplate>> chat_template_;
 };
 
 } // namespace strata::engine
