@@ -11,7 +11,7 @@ break server-context.cpp:server_routes::handle_completions_impl
 continue
 print type
 print res_type
-backtrace 6
+backtrace 1
 delete
 
 echo \n--- the loop gives it a slot\n
@@ -21,14 +21,15 @@ print slot.id
 print task.id
 print task.tokens.tokens.size()
 print slot.prompt.tokens.tokens.size()
-backtrace 5
+set $id = slot.id
+backtrace 3
 
 echo \n--- the prompt is put into the batch, and computed\n
 tbreak server-context.cpp:server_context_impl::decode
 continue
 print batch_view.n_tokens
-print slots[0].state
-print slots[0].stats.n_prompt_cached
+print slots[$id].state
+print slots[$id].stats.n_prompt_cached
 
 echo \n--- a token is sampled and sent\n
 tbreak server-context.cpp:server_context_impl::process_token
@@ -38,7 +39,7 @@ print result.text_to_send
 print slot.state
 tbreak server-queue.cpp:server_response::send
 continue
-backtrace 5
+backtrace 3
 
 echo \n--- from here on one token a round\n
 tbreak server-context.cpp:server_context_impl::decode
