@@ -14,7 +14,9 @@ namespace strata::daemon {
 
 ClusterService::ClusterService(const Home & home, const layers::Store & store, boost::asio::io_context & loop,
                                boost::asio::thread_pool & workers)
-    : store_(store), loop_(loop), workers_(workers) {
+    : store_(store)
+    , loop_(loop)
+    , workers_(workers) {
     std::array<char, 256> name{};
     if (::gethostname(name.data(), name.size() - 1) != 0) name = {"localhost"};
     self_.set_name(name.data());
