@@ -1,13 +1,18 @@
 // The driver through the C interface, with the real model.
 #include "strata/strata.h"
 
+#include <arpa/inet.h>
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -695,6 +700,133 @@ TEST(DriverQueue, two_drivers_in_one_process) {
     Call b(second.get(), "/v1/completions", body);
     EXPECT_EQ(a.json()["choices"][0]["text"], b.json()["choices"][0]["text"]);
     EXPECT_EQ(b.json()["model"], "second");
+}
+
+// llama.cpp's own server as a process, asked over plain HTTP.
+class LlamaServer {
+public:
+    LlamaServer() {
+        port_ = free_port();
+        pid_ = ::fork();
+        if (pid_ == 0) exec();
+    }
+    ~LlamaServer() {
+        ::kill(pid_, SIGKILL);
+        ::waitpid(pid_, nullptr, 0);
+    }
+    bool wait_ready() const {
+        return eventually([&] { return ask("GET", "/health", "").find(" 200 OK") != std::string::npos; }, seconds(60));
+    }
+    Json post(const std::string & path, const std::string & body) const {
+        const std::string answer = ask("POST", path, body);
+        return parse(answer.substr(std::min(answer.find("\r\n\r\n"), answer.size())));
+    }
+
+private:
+    static sockaddr_in address(int port) {
+        sockaddr_in address{};
+        address.sin_family = AF_INET;
+        address.sin_port = htons(static_cast<uint16_t>(port));
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        return address;
+    }
+    static int free_port() {
+        const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        sockaddr_in any = address(0);
+        socklen_t size = sizeof(any);
+        EXPECT_EQ(::bind(fd, reinterpret_cast<sockaddr *>(&any), size), 0);
+        EXPECT_EQ(::getsockname(fd, reinterpret_cast<sockaddr *>(&any), &size), 0);
+        ::close(fd);
+        return ntohs(any.sin_port);
+    }
+    [[noreturn]] void exec() const {
+        const int null = ::open("/dev/null", O_WRONLY);
+        ::dup2(null, STDOUT_FILENO);
+        ::dup2(null, STDERR_FILENO);
+        const std::string port = std::to_string(port_);
+        // as open_driver
+        ::execl(STRATA_LLAMA_SERVER, STRATA_LLAMA_SERVER, "-m", model_path().c_str(), "--host", "127.0.0.1", "--port",
+                port.c_str(), "-c", "2048", "-np", "2", "-t", "1", "-b", "32", "-ub", "32", "--fit", "off", nullptr);
+        ::_exit(127);
+    }
+    std::string ask(const std::string & method, const std::string & path, const std::string & body) const {
+        const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        const sockaddr_in to = address(port_);
+        std::string answer;
+        if (::connect(fd, reinterpret_cast<const sockaddr *>(&to), sizeof(to)) == 0) {
+            const std::string request = method + " " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" +
+                                        "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body;
+            (void)!::write(fd, request.data(), request.size());
+            char piece[4096];
+            for (ssize_t bytes = 0; (bytes = ::read(fd, piece, sizeof(piece))) > 0;) {
+                answer.append(piece, static_cast<size_t>(bytes));
+            }
+        }
+        ::close(fd);
+        return answer;
+    }
+
+    int port_ = 0;
+    pid_t pid_ = -1;
+};
+
+TEST_F(DriverTest, greedy_text_equals_that_of_llama_server) {
+    const LlamaServer server;
+    ASSERT_TRUE(server.wait_ready());
+    for (const char * prompt : {"The sea is", "Once upon a time", "def main():", "1, 2, 3,"}) {
+        const std::string body = R"({"prompt":")" + std::string(prompt) + R"(","max_tokens":40,)" + kGreedy + "}";
+        Call call(driver_.get(), "/v1/completions", body);
+        EXPECT_EQ(call.json()["choices"], server.post("/v1/completions", body)["choices"]);
+        EXPECT_FALSE(call.json()["choices"][0]["text"].get<std::string>().empty());
+    }
+    const std::string chat = "{" + kQuestion + "," + kGreedy + R"(,"max_tokens":30})";
+    Call call(driver_.get(), "/v1/chat/completions", chat);
+    EXPECT_EQ(call.json()["choices"], server.post("/v1/chat/completions", chat)["choices"]);
+}
+
+// The encoder that scripts/minilm_to_gguf.py makes, in the same folder.
+std::string encoder_path() {
+    return std::filesystem::path(model_path()).parent_path() / "minilm-f16.gguf";
+}
+
+TEST(DriverEmbeddings, are_answered_and_can_be_cancelled_between_results) {
+    if (!std::filesystem::exists(encoder_path())) GTEST_SKIP() << encoder_path() << " is not there";
+    strata_driver_options options;
+    STRATA_INIT(&options);
+    options.embeddings = true;
+    options.context_tokens = 512;
+    options.batch_tokens = 512;
+    options.slots = 2;
+    options.threads = 1;
+    strata_driver * opened = nullptr;
+    ASSERT_EQ(strata_driver_open(encoder_path().c_str(), &options, &opened), STRATA_OK) << strata_last_error();
+    const DriverHandle driver(opened);
+
+    Call two(driver.get(), "/v1/embeddings", R"({"input":["a cat","a dog"]})");
+    EXPECT_EQ(two.status(), 200) << two.body();
+    EXPECT_EQ(two.json()["data"].size(), 2u);
+    EXPECT_EQ(two.json()["data"][0]["embedding"].size(), 384u);
+    EXPECT_EQ(two.prompt_tokens(), 8);
+    Call base64(driver.get(), "/v1/embeddings", R"({"input":"a cat","encoding_format":"base64"})");
+    EXPECT_EQ(base64.json()["data"][0]["embedding"].get<std::string>().size(), 2048u);
+
+    std::string long_text;
+    for (int i = 0; i < 600; ++i) long_text += "cat ";
+    Call too_long(driver.get(), "/v1/embeddings", R"({"input":")" + long_text + R"("})");
+    EXPECT_EQ(too_long.status(), 400) << too_long.body();
+    Call chat(driver.get(), "/v1/chat/completions", "{" + kQuestion + "}");
+    EXPECT_GE(chat.status(), 400) << chat.body();
+    Call rerank(driver.get(), "/v1/rerank", R"({"query":"a","documents":["b"]})");
+    EXPECT_EQ(rerank.status(), 501) << rerank.body();
+
+    std::string inputs = "\"a cat\"";
+    for (int i = 1; i < 2048; ++i) inputs += ",\"a cat\"";
+    Call many(driver.get(), "/v1/embeddings", R"({"input":[)" + inputs + "]}");
+    EXPECT_TRUE(eventually([&] { return busy_slots(status_of(driver.get())) > 0; }));
+    many.cancel();
+    EXPECT_TRUE(many.wait(seconds(5)));
+    EXPECT_EQ(many.status(), 0) << "it had not ended before";
+    EXPECT_TRUE(eventually([&] { return busy_slots(status_of(driver.get())) == 0; }, seconds(5)));
 }
 
 } // namespace
