@@ -7,6 +7,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import time
 
 import httpx
@@ -181,6 +182,17 @@ def llama():
     """The folder of the pinned llama.cpp build."""
     out = subprocess.run([str(ROOT / "scripts" / "build-llama.sh"), "native"], check=True, capture_output=True, text=True)
     return pathlib.Path(out.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def tools_model(node, llama, tmp_path_factory):
+    """SmolLM2 under a chat template that knows tools: its own does not, and llama.cpp then leaves tools out."""
+    file = tmp_path_factory.mktemp("tools") / "tools.gguf"
+    template = llama / "source" / "models" / "templates" / "Qwen-Qwen2.5-7B-Instruct.jinja"
+    subprocess.run([str(pathlib.Path(sys.executable).parent / "gguf-new-metadata"), "--chat-template", template.read_text(),
+                    str(SMOLLM2), str(file)], check=True, capture_output=True)
+    node.cli("import", str(file), "--name", "tools")
+    return "tools"
 
 
 @contextlib.contextmanager

@@ -191,6 +191,7 @@ typedef struct strata_driver_options {
     const char * const * llama_args; /* NULL-terminated, more arguments in llama-server's syntax; NULL: none */
     strata_progress_fn progress;
     void * user;
+    bool verify;                    /* hash every blob before it is used */
 } strata_driver_options;
 
 /* Loads; one driver at a time loads in a process. */

@@ -44,6 +44,7 @@ absl::StatusOr<DriverOptions> to_driver_options(const strata_driver_options * gi
     DriverOptions result;
     result.store = source.store;
     result.views = source.views;
+    result.verify = options.verify;
     if (options.alias != nullptr) {
         STRATA_ASSIGN_OR_RETURN(const std::string_view alias, bounded_string(options.alias, kMaxPathBytes, "alias"));
         result.alias = std::string(alias);

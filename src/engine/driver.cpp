@@ -35,6 +35,10 @@ absl::StatusOr<std::unique_ptr<Driver>> Driver::open(std::string_view model, Dri
     SourceOptions where;
     where.store = options.store;
     where.views = options.views;
+    where.verify = options.verify;
+    if (options.progress) {
+        where.progress = [&options](uint64_t, uint64_t) { return options.progress(0); }; // nothing is loaded yet
+    }
     STRATA_ASSIGN_OR_RETURN(ModelSource source, ModelSource::open(model, where));
     const uint64_t trained = source.stored() ? source.stored()->index->context_tokens : 0;
     STRATA_ASSIGN_OR_RETURN(options, with_defaults(std::move(options), trained));

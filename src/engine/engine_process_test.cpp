@@ -383,6 +383,29 @@ TEST_F(EngineTest, many_streams_need_no_threads) {
     }
 }
 
+TEST_F(EngineTest, a_reader_that_does_not_read_is_given_up) {
+    const auto process = start();
+    ASSERT_TRUE(load(load_request()).ok());
+    // Some 10 KB for each token, of 60 texts.
+    std::string prompts = "[1]";
+    for (int i = 1; i < 60; ++i) prompts += ",[1]";
+    grpc::ClientContext context;
+    const auto stream = stub_->Serve(&context);
+    ASSERT_TRUE(stream->Write(
+        serve_request(R"({"prompt":[)" + prompts + R"(],"stream":true,"n_predict":60,"ignore_eos":true,"n_probs":128})",
+                      "/completion")));
+    ServeResponse part;
+    ASSERT_TRUE(stream->Read(&part));
+    EXPECT_EQ(part.head().status(), 200);
+    EXPECT_TRUE(eventually([&] { return status()->active_requests() == 0; }, seconds(200)));
+    EXPECT_LT(status()->generated_tokens_total(), 60 * 60) << "it did not run to its end";
+    size_t bytes = 0;
+    while (stream->Read(&part)) bytes += part.data().size();
+    EXPECT_GT(bytes, 8u << 20);
+    EXPECT_LT(bytes, 16u << 20);
+    EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
 class JobTest : public EngineTest {
 protected:
     struct Result {
