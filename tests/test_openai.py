@@ -75,23 +75,17 @@ TOOL = {"type": "function", "function": {
     "parameters": {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}}}
 
 
-def test_tool_call(client, tools_model):
-    answer = ask(client, "What is the weather in Paris?", tools_model, tools=[TOOL], tool_choice="required", max_tokens=120)
-    call = answer.choices[0].message.tool_calls[0]
-    assert answer.choices[0].finish_reason == "tool_calls"
-    assert call.function.name == "get_weather"
-    assert "city" in json.loads(call.function.arguments)
-
-
-def test_streamed_tool_call(client, tools_model):
-    arguments, name = "", None
-    for chunk in ask(client, "What is the weather in Paris?", tools_model, tools=[TOOL], tool_choice="required", max_tokens=120,
-                     stream=True):
-        for call in (chunk.choices[0].delta.tool_calls or []) if chunk.choices else []:
-            name = call.function.name or name
-            arguments += call.function.arguments or ""
-    assert name == "get_weather"
-    assert "city" in json.loads(arguments)
+def test_a_conversation_with_tools(client, tools_model):
+    """Tools reach the model's prompt, and a tool's answer in the conversation is taken."""
+    question = {"role": "user", "content": "What is the weather in Paris?"}
+    without = ask(client, question["content"], tools_model, max_tokens=4)
+    with_tools = ask(client, question["content"], tools_model, tools=[TOOL], max_tokens=4)
+    assert with_tools.usage.prompt_tokens > without.usage.prompt_tokens + 50
+    call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
+    answer = client.chat.completions.create(model=tools_model, temperature=0, max_tokens=16, tools=[TOOL], messages=[
+        question, {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "18 degrees, sunny"}])
+    assert answer.choices[0].message.content
 
 
 def test_completions(client):

@@ -8,8 +8,8 @@
  * used by one thread at a time, except for strata_session_cancel. A handle must not be used during or after its close.
  *
  * Versioning: the struct_size member of an options struct must be set to its sizeof (STRATA_INIT does it), so that a
- * program built against an older header keeps working; members it does not know take their default. For all options, zero
- * means the default. STRATA_API_VERSION changes only when something here changes its meaning.
+ * program built against an older header keeps working; members it does not know take their default. For all options,
+ * zero means the default. STRATA_API_VERSION changes only when something here changes its meaning.
  */
 #ifndef STRATA_STRATA_H
 #define STRATA_STRATA_H
@@ -31,9 +31,9 @@ STRATA_API void strata_init_struct(void * options, size_t size);
 
 typedef enum strata_status {
     STRATA_OK = 0,
-    STRATA_INVALID_ARGUMENT = 1,   /* the caller's input, a malformed file included */
+    STRATA_INVALID_ARGUMENT = 1, /* the caller's input, a malformed file included */
     STRATA_NOT_FOUND = 2,
-    STRATA_CORRUPT = 3,            /* stored bytes do not match their digest */
+    STRATA_CORRUPT = 3, /* stored bytes do not match their digest */
     STRATA_CANCELLED = 4,
     STRATA_RESOURCE_EXHAUSTED = 5, /* memory, disk or a queue is full */
     STRATA_UNAVAILABLE = 6,        /* not now: shutting down, or not reachable */
@@ -65,11 +65,11 @@ typedef struct strata_model strata_model;
 
 typedef struct strata_model_options {
     size_t struct_size;
-    const char * store;         /* folder of the layer store; NULL: $STRATA_HOME/store or the user's default */
-    const char * views;         /* folder for the view of a stored model that llama.cpp maps; NULL: beside the store */
-    int32_t gpu_layers;         /* layers on a GPU, -1 for all */
-    bool no_mmap;               /* read the weights instead of mapping them */
-    bool verify;                /* hash every blob before it is used */
+    const char * store; /* folder of the layer store; NULL: $STRATA_HOME/store or the user's default */
+    const char * views; /* folder for the view of a stored model that llama.cpp maps; NULL: beside the store */
+    int32_t gpu_layers; /* layers on a GPU, -1 for all */
+    bool no_mmap;       /* read the weights instead of mapping them */
+    bool verify;        /* hash every blob before it is used */
     strata_progress_fn progress;
     void * user;
 } strata_model_options;
@@ -80,12 +80,12 @@ STRATA_API strata_status strata_model_open(const char * model, const strata_mode
 STRATA_API void strata_model_close(strata_model * model);
 
 typedef struct strata_layer_info {
-    const char * kind;          /* "head", "embedding", "block", "tail" */
-    int32_t block;              /* number of the transformer block, -1 for the others */
-    const char * digest;        /* "sha256:…", empty for a model opened from a file */
-    uint64_t size_bytes;        /* of the blob; for a file: of the tensors */
+    const char * kind;   /* "head", "embedding", "block", "tail" */
+    int32_t block;       /* number of the transformer block, -1 for the others */
+    const char * digest; /* "sha256:…", empty for a model opened from a file */
+    uint64_t size_bytes; /* of the blob; for a file: of the tensors */
     uint32_t tensor_count;
-} strata_layer_info;             /* strings live as long as the model */
+} strata_layer_info; /* strings live as long as the model */
 
 STRATA_API size_t strata_model_layer_count(const strata_model * model);
 STRATA_API strata_status strata_model_layer(const strata_model * model, size_t index, strata_layer_info * out);
@@ -103,7 +103,7 @@ STRATA_API strata_status strata_detokenize(const strata_model * model, const int
                                            char ** text, size_t * text_bytes);
 
 typedef struct strata_chat_message {
-    const char * role;          /* "system", "user", "assistant" */
+    const char * role; /* "system", "user", "assistant" */
     const char * content;
 } strata_chat_message;
 /* The prompt that the model's own chat template makes of the messages, ready for an answer. Freed with strata_free. */
@@ -116,10 +116,10 @@ typedef struct strata_session strata_session;
 
 typedef struct strata_session_options {
     size_t struct_size;
-    int32_t context_tokens;     /* default: the model's, at most 4096 */
-    int32_t batch_tokens;       /* default 512 */
-    int32_t threads;            /* default: physical cores */
-    bool embeddings;            /* for strata_embed instead of strata_generate */
+    int32_t context_tokens; /* default: the model's, at most 4096 */
+    int32_t batch_tokens;   /* default 512 */
+    int32_t threads;        /* default: physical cores */
+    bool embeddings;        /* for strata_embed instead of strata_generate */
 } strata_session_options;
 
 STRATA_API strata_status strata_session_open(strata_model * model, const strata_session_options * options,
@@ -128,20 +128,20 @@ STRATA_API void strata_session_close(strata_session * session); /* before its mo
 
 typedef struct strata_sampling {
     size_t struct_size;
-    int32_t max_tokens;         /* default: until the end of the text or of the context */
-    float temperature;          /* 0: greedy (the default); negative is refused */
-    int32_t top_k;              /* 0: off */
-    float top_p;                /* 0 or 1: off */
-    float min_p;                /* 0: off */
-    float repeat_penalty;       /* 0 or 1: off */
-    uint32_t seed;              /* equal seeds give equal text; 0 is a seed like any other */
-    const char * grammar;       /* GBNF, NULL: none */
-    bool no_reuse;              /* compute the whole prompt anew: equal bits whatever the session did before */
+    int32_t max_tokens;   /* default: until the end of the text or of the context */
+    float temperature;    /* 0: greedy (the default); negative is refused */
+    int32_t top_k;        /* 0: off */
+    float top_p;          /* 0 or 1: off */
+    float min_p;          /* 0: off */
+    float repeat_penalty; /* 0 or 1: off */
+    uint32_t seed;        /* equal seeds give equal text; 0 is a seed like any other */
+    const char * grammar; /* GBNF, NULL: none */
+    bool no_reuse;        /* compute the whole prompt anew: equal bits whatever the session did before */
 } strata_sampling;
 
 typedef struct strata_token {
     int32_t id;
-    const char * text;          /* complete UTF-8 only; a character split over tokens comes with its last one */
+    const char * text; /* complete UTF-8 only; a character split over tokens comes with its last one */
     size_t text_bytes;
 } strata_token;
 /* Called for each token but the one that ends the text, from within strata_generate; return false to end the generation
@@ -151,17 +151,18 @@ typedef bool (*strata_token_fn)(const strata_token * token, void * user);
 typedef struct strata_stats {
     size_t struct_size;
     int32_t prompt_tokens;
-    int32_t reused_tokens;      /* of the prompt, already in the session's KV */
+    int32_t reused_tokens; /* of the prompt, already in the session's KV */
     int32_t generated_tokens;
     double prompt_ms;
     double generate_ms;
 } strata_stats;
 
 /* Continues the prompt. The session keeps its KV: a prompt that begins like the last text is not computed again.
- * STRATA_CANCELLED after strata_session_cancel, *stats is then filled too; STRATA_INVALID_ARGUMENT when the prompt does not
- * fit the context. sampling, on_token and stats may be NULL; the struct_size of stats must be set. */
-STRATA_API strata_status strata_generate(strata_session * session, const char * prompt, const strata_sampling * sampling,
-                                         strata_token_fn on_token, void * user, strata_stats * stats);
+ * STRATA_CANCELLED after strata_session_cancel, *stats is then filled too; STRATA_INVALID_ARGUMENT when the prompt does
+ * not fit the context. sampling, on_token and stats may be NULL; the struct_size of stats must be set. */
+STRATA_API strata_status strata_generate(strata_session * session, const char * prompt,
+                                         const strata_sampling * sampling, strata_token_fn on_token, void * user,
+                                         strata_stats * stats);
 /* The embedding of text, pooled as the model says and of length 1. count must be strata_model_embedding_size. */
 STRATA_API strata_status strata_embed(strata_session * session, const char * text, float * embedding, size_t count);
 /* Ends the running strata_generate or strata_embed of the session at the next token or sooner; from any thread. Without
@@ -179,19 +180,19 @@ typedef struct strata_driver_options {
     size_t struct_size;
     const char * store;
     const char * views;
-    const char * alias;             /* the name that responses carry; default: the model's */
-    int32_t context_tokens;         /* per slot */
-    int32_t slots;                  /* default 4 */
+    const char * alias;     /* the name that responses carry; default: the model's */
+    int32_t context_tokens; /* per slot */
+    int32_t slots;          /* default 4 */
     int32_t threads;
-    int32_t batch_tokens;           /* default 512 */
+    int32_t batch_tokens; /* default 512 */
     int32_t gpu_layers;
     bool embeddings;
-    int32_t max_waiting;            /* default 4096 requests */
-    int64_t max_waiting_bytes;      /* default 256 MiB of bodies */
+    int32_t max_waiting;             /* default 4096 requests */
+    int64_t max_waiting_bytes;       /* default 256 MiB of bodies */
     const char * const * llama_args; /* NULL-terminated, more arguments in llama-server's syntax; NULL: none */
     strata_progress_fn progress;
     void * user;
-    bool verify;                    /* hash every blob before it is used */
+    bool verify; /* hash every blob before it is used */
 } strata_driver_options;
 
 /* Loads; one driver at a time loads in a process. */
@@ -213,8 +214,9 @@ typedef struct strata_response_fns {
 /* Starts a request and returns at once. The callbacks come from the driver's threads, one at a time for a request; a
  * callback that blocks holds back one of the driver's few workers. body is copied.
  * path: "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages",
- * "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/apply-template", "/v1/rerank", "/props", ...; method "POST" or "GET".
- * A request that can't be taken (unknown path, full queue) is answered through the callbacks like any other. */
+ * "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/apply-template", "/v1/rerank", "/props", ...; method
+ * "POST" or "GET". A request that can't be taken (unknown path, full queue) is answered through the callbacks like any
+ * other. */
 STRATA_API strata_status strata_driver_request(strata_driver * driver, const char * method, const char * path,
                                                const void * body, size_t body_bytes, int64_t deadline_ms,
                                                const strata_response_fns * fns, void * user, strata_request ** out);

@@ -21,7 +21,9 @@ absl::StatusOr<Digest> Digest::parse(std::string_view text) {
 }
 
 absl::StatusOr<Digest> Digest::parse_hex(std::string_view hex) {
-    const auto value_of = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; };
+    const auto value_of = [](char c) {
+        return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+    };
     Digest digest;
     bool valid = hex.size() == 2 * kBytes;
     for (size_t i = 0; valid && i < kBytes; ++i) {
@@ -62,7 +64,8 @@ struct Sha256::Context {
     void start() { STRATA_CHECK(evp != nullptr && EVP_DigestInit_ex(evp, EVP_sha256(), nullptr) == 1); }
 };
 
-Sha256::Sha256() : context_(std::make_unique<Context>()) {}
+Sha256::Sha256()
+    : context_(std::make_unique<Context>()) {}
 Sha256::~Sha256() = default;
 Sha256::Sha256(Sha256 &&) noexcept = default;
 Sha256 & Sha256::operator=(Sha256 &&) noexcept = default;

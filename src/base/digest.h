@@ -19,7 +19,8 @@ public:
     static constexpr size_t kBytes = 32;
 
     Digest() = default;
-    explicit Digest(const std::array<uint8_t, kBytes> & bytes) : bytes_(bytes) {}
+    explicit Digest(const std::array<uint8_t, kBytes> & bytes)
+        : bytes_(bytes) {}
 
     // Takes exactly "sha256:" and 64 lower-case hexadecimal digits, so that a digest is always safe in a path.
     static absl::StatusOr<Digest> parse(std::string_view text);

@@ -2,16 +2,17 @@
 
 #include "base/digest.h"
 
-#include <cstdlib>
 #include <fmt/format.h>
 #include <unistd.h>
+
+#include <cstdlib>
 
 namespace strata {
 
 namespace {
 
-constexpr size_t kSocketPathBytes = 107;   // sizeof(sockaddr_un::sun_path) - 1
-constexpr size_t kLongestSocketName = 40;  // "/engine-….sock"
+constexpr size_t kSocketPathBytes = 107;  // sizeof(sockaddr_un::sun_path) - 1
+constexpr size_t kLongestSocketName = 40; // "/engine-….sock"
 
 std::string_view env(const char * name) {
     const char * value = std::getenv(name);

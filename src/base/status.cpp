@@ -1,7 +1,8 @@
 #include "base/status.h"
 
-#include <cerrno>
 #include <fmt/format.h>
+
+#include <cerrno>
 #include <system_error>
 
 namespace strata {

@@ -2,6 +2,7 @@
 
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
+
 #include <string_view>
 
 // Errors are absl::Status everywhere. A message says what happened, to what, and what the person can do about it.

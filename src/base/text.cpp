@@ -1,7 +1,8 @@
 #include "base/text.h"
 
-#include <array>
 #include <fmt/format.h>
+
+#include <array>
 
 namespace strata {
 

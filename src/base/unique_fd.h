@@ -1,6 +1,7 @@
 #pragma once
 
 #include <unistd.h>
+
 #include <utility>
 
 namespace strata {
@@ -9,9 +10,11 @@ namespace strata {
 class UniqueFd {
 public:
     UniqueFd() = default;
-    explicit UniqueFd(int fd) : fd_(fd) {}
+    explicit UniqueFd(int fd)
+        : fd_(fd) {}
     ~UniqueFd() { reset(); }
-    UniqueFd(UniqueFd && other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+    UniqueFd(UniqueFd && other) noexcept
+        : fd_(std::exchange(other.fd_, -1)) {}
     UniqueFd & operator=(UniqueFd && other) noexcept {
         if (this != &other) reset(std::exchange(other.fd_, -1));
         return *this;

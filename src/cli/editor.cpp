@@ -130,14 +130,14 @@ struct LineEditor::State {
     // The file has one entry a line, so that it can be read and edited by people too. libedit's own format repeats
     // entries when they are appended.
     void load_history() {
-        std::string entries = last_lines(history_file, kHistoryLines);
+        const std::string entries = last_lines(history_file, kHistoryLines);
         std::error_code error;
         if (std::filesystem::file_size(history_file, error) > kMaxHistoryBytes && !error) rewrite(entries);
         HistEvent event;
-        while (!entries.empty()) {
-            const size_t end = std::min(entries.find('\n'), entries.size());
-            ::history(history, &event, H_ENTER, (entries.substr(0, end) + "\n").c_str());
-            entries.erase(0, end + 1);
+        for (size_t start = 0; start < entries.size();) {
+            const size_t end = std::min(entries.find('\n', start), entries.size());
+            ::history(history, &event, H_ENTER, (entries.substr(start, end - start) + "\n").c_str());
+            start = end + 1;
         }
     }
 

@@ -23,7 +23,7 @@ using Clock = std::chrono::steady_clock;
 
 namespace {
 
-// How long a call whose stream broke waits for the news of how its engine ended.
+// How long what broke off waits for the news of how its engine ended.
 constexpr milliseconds kExitNews{3000};
 
 milliseconds backoff_after(int failures) {
@@ -324,9 +324,10 @@ void Deployment::loaded(const absl::Status & status) {
         become_ready();
     } else if (status.code() != absl::StatusCode::kUnavailable) {
         start_failed(status);
+    } else {
+        // The connection broke: most likely the process is ending, and process_ended says how.
+        timer_.after(kExitNews, [this, status] { start_failed(status); });
     }
-    // Unavailable: the connection broke, the process is ending; process_ended says how. One that lives on answers no
-    // status call any more and is ended by poll().
 }
 
 void Deployment::adopted(const absl::StatusOr<v1::EngineStatus> & status) {
@@ -394,7 +395,7 @@ void Deployment::start_failed(const absl::Status & status) {
     const int http_status =
         status.code() == absl::StatusCode::kResourceExhausted || status.code() == absl::StatusCode::kUnavailable ? 503
                                                                                                                  : 500;
-    fail_waiting(status.code() == absl::StatusCode::kNotFound ? 404 : http_status, last_error_);
+    fail_waiting(http_status, last_error_);
     finish_observers(absl::Status(status.code(), last_error_));
     state_ = v1::Deployment::STATE_STOPPING;
     if (process_) {
@@ -523,7 +524,9 @@ void Deployment::process_gone() {
     status_.Clear();
     digest_.clear();
     killed_because_.clear();
+    timer_.cancel(); // it was about this engine's start or its calls
     polling_ = adopting_ = terminating_ = false;
+    silent_polls_ = 0;
     load_fraction_ = 0;
     ::unlink(socket_.c_str());
     if (absl::Status failed = context_.state.forget_engine(name_); !failed.ok()) {

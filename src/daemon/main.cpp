@@ -88,6 +88,7 @@ int main(int argc, char ** argv) {
     app.set_version_flag("--version", STRATA_VERSION_STRING);
     app.add_option("--home", arguments.home, "Folder of models, state and logs [$STRATA_HOME, ~/.local/share/strata]");
     app.add_option("--listen", arguments.listen, "Address and port of the HTTP API; loopback only; port 0 picks one")
+        ->envname("STRATA_LISTEN")
         ->capture_default_str();
     app.add_option("--allow-host", options.http.allow_hosts,
                    "Name that a Host or Origin header may carry besides loopback's; may be repeated")

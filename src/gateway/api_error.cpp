@@ -90,9 +90,7 @@ int http_status_of(absl::StatusCode code) {
     case absl::StatusCode::kOk:
         return 200;
     case absl::StatusCode::kInvalidArgument:
-        return 400;
     case absl::StatusCode::kOutOfRange:
-        return 400;
     case absl::StatusCode::kFailedPrecondition:
         return 400;
     case absl::StatusCode::kUnauthenticated:
@@ -102,7 +100,6 @@ int http_status_of(absl::StatusCode code) {
     case absl::StatusCode::kNotFound:
         return 404;
     case absl::StatusCode::kAlreadyExists:
-        return 409;
     case absl::StatusCode::kAborted:
         return 409;
     case absl::StatusCode::kResourceExhausted:
