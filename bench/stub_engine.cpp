@@ -22,6 +22,7 @@
 #include <grpcpp/grpcpp.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -65,6 +66,7 @@ struct Engine {
     const int tokens = number_from_environment("STRATA_STUB_TOKENS", 100);
     const milliseconds interval{number_from_environment("STRATA_STUB_INTERVAL_MS", 100)};
 
+    std::atomic<Clock::time_point> last_call{Clock::now()};
     std::mutex mutex;
     v1::EngineStatus status; // state, deployment, model, options
     std::set<std::string> running;
@@ -286,6 +288,7 @@ public:
     }
     grpc::ServerUnaryReactor * GetStatus(grpc::CallbackServerContext * context, const v1::GetEngineStatusRequest *,
                                          v1::EngineStatus * status) override {
+        engine_.last_call = Clock::now();
         const std::lock_guard lock(engine_.mutex);
         *status = engine_.status;
         const auto active = static_cast<int>(engine_.running.size());
@@ -308,6 +311,16 @@ private:
     Engine & engine_;
 };
 
+// Like the real engine: ends when the process that started it is gone and no daemon asks for its status.
+void end_when_orphaned(Engine & engine, boost::asio::steady_timer & timer, pid_t parent) {
+    constexpr auto kOrphanTimeout = 60s;
+    timer.expires_after(5s);
+    timer.async_wait([&engine, &timer, parent](const auto &) {
+        if (::getppid() != parent && Clock::now() - engine.last_call.load() > kOrphanTimeout) std::_Exit(0);
+        end_when_orphaned(engine, timer, parent);
+    });
+}
+
 int run_driver(const std::string & socket) {
     Engine engine;
     Service service(engine);
@@ -318,6 +331,8 @@ int run_driver(const std::string & socket) {
     if (!server) return 1;
     boost::asio::signal_set signals(engine.loop, SIGTERM, SIGINT);
     signals.async_wait([&](const auto &, int) { std::_Exit(0); });
+    boost::asio::steady_timer orphan_timer(engine.loop);
+    end_when_orphaned(engine, orphan_timer, ::getppid());
     engine.loop.run();
     return 0;
 }

@@ -86,9 +86,7 @@ public:
             ::kill(pid_, SIGKILL);
             ::waitpid(pid_, nullptr, 0);
         }
-        for (const int64_t engine : engines_seen_) {
-            if (alive(engine)) ::kill(static_cast<pid_t>(engine), SIGKILL);
-        }
+        for (const pid_t engine : engines_left()) ::kill(engine, SIGKILL);
     }
 
     const Home & home() const { return home_; }
@@ -175,7 +173,6 @@ public:
         v1::ListDeploymentsResponse response;
         deployments()->List(&context, request, &response);
         for (const v1::Deployment & found : response.deployments()) {
-            if (found.engine_pid() != 0) engines_seen_.push_back(found.engine_pid());
             if (found.name() == name) return found;
         }
         return {};
@@ -238,12 +235,28 @@ public:
     }
 
 private:
+    // Engines outlive their daemon; those of this home have its path on their command line.
+    std::vector<pid_t> engines_left() const {
+        std::vector<pid_t> engines;
+        std::error_code gone;
+        for (const auto & entry : std::filesystem::directory_iterator("/proc", gone)) {
+            const pid_t pid = std::atoi(entry.path().filename().c_str());
+            if (pid == 0) continue;
+            std::ifstream file(entry.path() / "cmdline");
+            std::stringstream text;
+            text << file.rdbuf();
+            const std::string command = text.str();
+            const bool engine = command.rfind(STRATA_STUB_ENGINE, 0) == 0;
+            if (engine && command.find(home_.root.native() + "/") != std::string::npos) engines.push_back(pid);
+        }
+        return engines;
+    }
+
     Home home_;
     std::map<std::string, std::string> environment_;
     pid_t pid_ = 0;
     int http_port_ = 0;
     std::shared_ptr<grpc::Channel> channel_;
-    std::vector<int64_t> engines_seen_;
 };
 
 struct DaemonTest : ::testing::Test {
