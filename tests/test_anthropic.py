@@ -39,7 +39,10 @@ def test_tools_reach_the_prompt(client, tools_model):
         "type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}}
     without = client.messages.create(model=tools_model, max_tokens=4, messages=QUESTION, **GREEDY)
     with_tools = client.messages.create(model=tools_model, max_tokens=4, messages=QUESTION, tools=[tool], **GREEDY)
-    assert with_tools.usage.input_tokens > without.usage.input_tokens + 50
+
+    def prompt_tokens(answer):
+        return answer.usage.input_tokens + answer.usage.cache_read_input_tokens
+    assert prompt_tokens(with_tools) > prompt_tokens(without) + 50
 
 
 def test_count_tokens(client):

@@ -115,12 +115,12 @@ def test_disconnect_frees_the_slot(served, max_tokens):
 def test_disconnect_before_the_first_token_frees_the_slot(served):
     """The client leaves while its long prompt is being processed."""
     ask(served)
-    prompt = " ".join(f"item {i}" for i in range(1000))
+    before = served.deployment(NAME)["engine"]["generatedTokensTotal"]
+    prompt = " ".join(f"item {i}" for i in range(600))
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{served.url}/v1/chat/completions", json=chat(prompt, max_tokens=2000, stream=True), timeout=0.3)
     wait_until(lambda: busy_slots(served) == 0, 5, "a free slot after the client left")
-    # The engine's own counters show that the request was not run to its end.
-    assert (served.deployment(NAME)["engine"].get("generatedTokensTotal") or 0) != 2000
+    assert served.deployment(NAME)["engine"]["generatedTokensTotal"] == before
 
 
 def test_a_restarted_daemon_adopts_its_engines(served):
