@@ -313,7 +313,7 @@ private:
 
 // Like the real engine: ends when the process that started it is gone and no daemon asks for its status.
 void end_when_orphaned(Engine & engine, boost::asio::steady_timer & timer, pid_t parent) {
-    constexpr auto kOrphanTimeout = 60s;
+    static constexpr auto kOrphanTimeout = 60s;
     timer.expires_after(5s);
     timer.async_wait([&engine, &timer, parent](const auto &) {
         if (::getppid() != parent && Clock::now() - engine.last_call.load() > kOrphanTimeout) std::_Exit(0);
