@@ -398,10 +398,13 @@ TEST_F(EngineTest, a_reader_that_does_not_read_is_given_up) {
     ASSERT_TRUE(stream->Read(&part));
     EXPECT_EQ(part.head().status(), 200);
     EXPECT_TRUE(eventually([&] { return status()->active_requests() == 0; }, seconds(200)));
-    EXPECT_LT(status()->generated_tokens_total(), 60 * 60) << "it did not run to its end";
+    // Given up after 8 MiB in the queue, some hundreds of tokens, and before the end.
+    EXPECT_GT(status()->generated_tokens_total(), 400);
+    EXPECT_LT(status()->generated_tokens_total(), 60 * 60);
     size_t bytes = 0;
     while (stream->Read(&part)) bytes += part.data().size();
-    EXPECT_GT(bytes, 8u << 20);
+    // What was queued is dropped; what comes still was in gRPC's own windows.
+    EXPECT_GT(bytes, 0u);
     EXPECT_LT(bytes, 16u << 20);
     EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
 }
