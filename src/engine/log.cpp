@@ -4,6 +4,7 @@
 
 #include <ggml.h>
 #include <llama.h>
+#include <log.h>
 
 #include <algorithm>
 #include <mutex>
@@ -73,6 +74,7 @@ void capture_error_line(std::string_view line) {
 
 void route_llama_log() {
     llama_log_set(on_llama_log, nullptr); // ggml's as well
+    common_log_set_callback(on_llama_log, nullptr);
 }
 
 void set_log(strata_log_fn log, void * user) {

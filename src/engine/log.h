@@ -6,11 +6,11 @@
 #include <string_view>
 #include <vector>
 
-// llama.cpp and ggml have one log per process. It goes to the function given to strata_set_log, and error lines also to
-// the ErrorCapture of the thread that they come from.
+// llama.cpp, llama-common and ggml have one log each per process. They go to the function given to strata_set_log, and
+// error lines also to the ErrorCapture of the thread that they come from.
 namespace strata::engine {
 
-// Makes llama.cpp and ggml log through here. Called when the runtime starts, and again after anything of llama.cpp that
+// Makes all of them log through here. Called when the runtime starts, and again after anything of llama.cpp that
 // sets a log function of its own.
 void route_llama_log();
 

@@ -6,7 +6,6 @@
 #include <fmt/format.h>
 #include <ggml-backend.h>
 #include <llama.h>
-#include <log.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -27,15 +26,13 @@ std::filesystem::path folder_of(const void * symbol) {
 
 absl::Status start() {
     route_llama_log();
-    // llama-common writes to stderr by itself and has no callback; a library must not.
-    common_log_pause(common_log_main());
-
     // A build with plug-ins has no backend yet; they lie beside libggml.so. A native build has them linked in.
     const auto folder = folder_of(reinterpret_cast<const void *>(&ggml_backend_reg_count));
-    if (ggml_backend_reg_count() == 0) ggml_backend_load_all_from_path(folder.c_str());
-    // Else llama.cpp would ignore the variable, as a backend is registered already.
-    else if (const char * extra = std::getenv("GGML_BACKEND_PATH"))
-        ggml_backend_load(extra);
+    if (ggml_backend_reg_count() == 0) {
+        ggml_backend_load_all_from_path(folder.c_str());
+    } else if (const char * extra = std::getenv("GGML_BACKEND_PATH")) {
+        ggml_backend_load(extra); // llama.cpp itself ignores the variable when a backend is registered already
+    }
     if (ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) == nullptr) {
         return absl::InternalError(
             fmt::format("no CPU backend of ggml in {}; the installation is incomplete", folder.string()));

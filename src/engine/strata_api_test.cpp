@@ -511,7 +511,7 @@ TEST_F(StrataApi, AbsurdSamplingIsRefused) {
     refuses([](auto & s) { s.min_p = INFINITY; }, "min_p");
     refuses([](auto & s) { s.repeat_penalty = 1e-40F; }, "repeat_penalty");
     refuses([](auto & s) { s.max_tokens = INT32_MIN; }, "max_tokens");
-    refuses([](auto & s) { s.grammar = "root ::= ("; }, "grammar");
+    refuses([](auto & s) { s.grammar = "root ::= (\"a\""; }, "expecting ')'"); // llama.cpp's own words
     refuses([](auto & s) { s.grammar = "root ::= root \"a\""; }, "left recursion");
     refuses([](auto & s) { s.grammar = "%llguidance {}"; }, "grammar");
     const std::string deep = "root ::= " + std::string(200000, '(') + "\"a\"" + std::string(200000, ')');
