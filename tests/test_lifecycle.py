@@ -107,7 +107,8 @@ def test_disconnect_frees_the_slot(served, max_tokens):
     ask(served)
     with httpx.stream("POST", f"{served.url}/v1/chat/completions", timeout=60,
                       json=chat("Tell me a long story.", max_tokens=max_tokens, stream=True)) as r:
-        next(events(r))
+        stream = events(r)  # kept: a generator that is collected closes the connection
+        next(stream)
         assert busy_slots(served) == 1
     wait_until(lambda: busy_slots(served) == 0, 3, "a free slot after the client left")
 
