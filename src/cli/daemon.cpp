@@ -38,6 +38,7 @@ constexpr int kQuotedLines = 5;
 // argv for exec: points into `words`.
 std::vector<char *> argument_vector(std::vector<std::string> & words) {
     std::vector<char *> arguments;
+    arguments.reserve(words.size() + 1);
     for (std::string & word : words) arguments.push_back(word.data());
     arguments.push_back(nullptr);
     return arguments;

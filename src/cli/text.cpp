@@ -129,7 +129,7 @@ std::string human_age(std::chrono::milliseconds age) {
 std::string human_duration(std::chrono::milliseconds duration) {
     const int64_t ms = std::max<int64_t>(duration.count(), 0);
     const int64_t seconds = ms / 1000;
-    if (seconds < 10) return fmt::format("{:.1f}s", static_cast<double>(ms / 100) / 10);
+    if (seconds < 10) return fmt::format("{}.{}s", seconds, ms % 1000 / 100);
     if (seconds < 60) return fmt::format("{}s", seconds);
     if (seconds < 3600) return fmt::format("{}m {}s", seconds / 60, seconds % 60);
     if (seconds < 86400) return fmt::format("{}h {}m", seconds / 3600, seconds % 3600 / 60);

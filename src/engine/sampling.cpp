@@ -23,6 +23,14 @@ bool within(float value, float low, float high) { // false for NaN
     return value >= low && value <= high;
 }
 
+absl::Status bad_grammar(std::string_view reason) {
+    return absl::InvalidArgumentError(fmt::format("the grammar can't be used: {}", reason));
+}
+
+struct FreeSampler {
+    void operator()(llama_sampler * sampler) const { llama_sampler_free(sampler); }
+};
+
 absl::Status check(const SamplingOptions & options) {
     if (!within(options.temperature, 0, kMaxTemperature)) {
         return out_of_range("temperature", options.temperature, "from 0 (greedy) to 100");
@@ -71,9 +79,15 @@ absl::StatusOr<std::unique_ptr<Sampler>> Sampler::make(const llama_model * model
     common_params_sampling params = to_llama(options);
     ErrorCapture errors;
     try {
+        if (!options.grammar.empty()) {
+            // Compiled here first, as common_sampler_init loses what it made before it meets a grammar that is wrong.
+            const std::unique_ptr<llama_sampler, FreeSampler> compiled(
+                llama_sampler_init_grammar(llama_model_get_vocab(model), options.grammar.c_str(), "root"));
+            if (compiled == nullptr) return bad_grammar(errors.reason("llama.cpp can't parse it"));
+        }
         return std::unique_ptr<Sampler>(new Sampler(common_sampler_init(model, params)));
     } catch (const std::exception & e) {
-        return absl::InvalidArgumentError(fmt::format("the grammar can't be used: {}", errors.reason(e.what())));
+        return bad_grammar(errors.reason(e.what()));
     }
 }
 
