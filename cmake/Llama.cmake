@@ -2,6 +2,11 @@
 set(STRATA_LLAMA native CACHE STRING "Flavour of the llama.cpp build: native, portable, debug, asan, tsan, cuda")
 set(STRATA_LLAMA_DIR "" CACHE PATH "A finished llama.cpp install; empty: build or find it by flavour")
 
+# Another patch or flag is another llama.cpp build: an existing build folder configures itself anew.
+file(GLOB llama_inputs CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/patches/llama.cpp/*.patch)
+list(APPEND llama_inputs ${PROJECT_SOURCE_DIR}/scripts/build-llama.sh ${PROJECT_SOURCE_DIR}/scripts/fetch.py)
+set_property(DIRECTORY ${PROJECT_SOURCE_DIR} APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${llama_inputs})
+
 set(llama_dir ${STRATA_LLAMA_DIR})
 if(NOT llama_dir)
   execute_process(
