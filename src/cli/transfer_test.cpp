@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -16,8 +17,10 @@ using ::testing::ElementsAre;
 class Transfer : public ::testing::Test {
 protected:
     void SetUp() override {
-        fs::remove_all(folder_);
-        fs::create_directories(folder_);
+        // Of its own: cases run at the same time.
+        std::string name = fs::path(::testing::TempDir()) / "strata-transfer-XXXXXX";
+        ASSERT_NE(::mkdtemp(name.data()), nullptr);
+        folder_ = name;
     }
     void TearDown() override { fs::remove_all(folder_); }
 
@@ -26,7 +29,7 @@ protected:
         return folder_ / name;
     }
 
-    const fs::path folder_ = fs::path(::testing::TempDir()) / "strata-transfer-test";
+    fs::path folder_;
 };
 
 TEST_F(Transfer, OnePartOfASplitModelStandsForAll) {
