@@ -246,6 +246,8 @@ LineEditor::Result LineEditor::read_line(std::string_view prompt) {
     constexpr std::string_view kMarkPastes = "\x1b[?2004h";
     constexpr std::string_view kDontMarkPastes = "\x1b[?2004l";
     write_out(kMarkPastes);
+    // libedit takes the terminal over only after it has shown the prompt; a Ctrl-D typed in between would be lost.
+    el_set(state.editor, EL_PREP_TERM, 1);
     int length = 0;
     const char * line = el_gets(state.editor, &length);
     write_out(kDontMarkPastes);
