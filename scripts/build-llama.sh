@@ -10,8 +10,8 @@
 #   cuda      portable, with the CUDA backend
 set -euo pipefail
 flavour=${1:-native}
-root=$(cd "$(dirname "$0")/.." && pwd)
-cache=${STRATA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/strata}
+# shellcheck source=scripts/common.sh
+. "$(dirname "$0")/common.sh"
 
 # shellcheck disable=SC2016 # $ORIGIN is for the dynamic loader
 common=(-DBUILD_SHARED_LIBS=ON -DLLAMA_BUILD_COMMON=ON -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON

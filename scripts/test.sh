@@ -12,10 +12,10 @@ cd "$root" || exit 1
 # What a runner's report says is what counts; a runner that dies without one is a failure of its own.
 count() { # RUNNER JUNIT-FILE EXIT-CODE
   local numbers
-  numbers=$(python3 - "$2" <<'PY'
+  numbers=$(python3 - "$1" "$2" <<'PY'
 import sys, xml.etree.ElementTree as tree
 try:
-    root = tree.parse(sys.argv[1]).getroot()
+    root = tree.parse(sys.argv[2]).getroot()
 except (OSError, tree.ParseError):
     sys.exit(1)
 cases = root.findall(".//testcase")
@@ -23,6 +23,9 @@ bad = sum(1 for c in cases if c.find("failure") is not None or c.find("error") i
 skipped = [c.get("name") for c in cases if c.find("skipped") is not None]
 for name in skipped:
     print(f"skipped: {name}", file=sys.stderr)
+for case in cases if sys.argv[1] == "unit tests" else []:  # pytest reports its own
+    if case.find("failure") is not None or case.find("error") is not None:
+        print(f"failed: {case.get('name')}\n{(case.findtext('system-out') or '')[-8000:]}", file=sys.stderr)
 print(len(cases) - bad - len(skipped), bad + len(skipped))
 PY
   ) || numbers="0 1"

@@ -4,15 +4,15 @@ it was last clean is not looked at again (the record lies in the cache).  usage:
 import concurrent.futures
 import hashlib
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
+from fetch import cache_dir
+
 build = pathlib.Path(sys.argv[1])
 root = pathlib.Path(__file__).resolve().parent.parent
-cache = pathlib.Path(os.environ.get("STRATA_CACHE") or os.path.join(
-    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "strata")) / "tidy"
+cache = cache_dir() / "tidy"
 cache.mkdir(parents=True, exist_ok=True)
 
 commands = {c["file"]: c for c in json.load(open(build / "compile_commands.json"))}

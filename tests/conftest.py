@@ -16,9 +16,10 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BUILD = pathlib.Path(os.environ.get("STRATA_BUILD") or ROOT / "build" / "release")
 BIN = BUILD / "bin"
-CACHE = pathlib.Path(os.environ.get("STRATA_CACHE") or os.path.join(
-    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "strata"))
-MODELS = CACHE / "models"
+sys.path.insert(0, str(ROOT / "scripts"))
+from fetch import cache_dir  # noqa: E402
+
+MODELS = cache_dir() / "models"
 SMOLLM2 = MODELS / "smollm2-135m-instruct-q4_1.gguf"
 MINILM = MODELS / "minilm-f16.gguf"
 START_TIMEOUT_S = 60
@@ -40,6 +41,18 @@ def wait_until(condition, timeout_s=30.0, what="the condition"):
         if time.monotonic() > end:
             pytest.fail(f"{what} did not come true within {timeout_s} s")
         time.sleep(0.02)
+
+
+def wait_for_server(process: subprocess.Popen, health_url: str, log=lambda: "") -> None:
+    """Until the server answers; fails the test when the process ends before."""
+    def up():
+        if process.poll() is not None:
+            pytest.fail(f"{process.args[0]} ended with {process.returncode}:\n{log()}")
+        try:
+            return httpx.get(health_url, timeout=2).status_code == 200
+        except httpx.TransportError:
+            return False
+    wait_until(up, START_TIMEOUT_S, health_url)
 
 
 def alive(pid: int) -> bool:
@@ -72,15 +85,7 @@ class Daemon:
             self.process = subprocess.Popen([str(BIN / "stratad"), "--home", str(self.home), "--listen",
                                              f"127.0.0.1:{self.port}", *self.options],
                                             stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-        def up():
-            if self.process.poll() is not None:
-                pytest.fail(f"stratad ended with {self.process.returncode}:\n{self.log()}")
-            try:
-                return httpx.get(f"{self.url}/healthz", timeout=2).status_code == 200
-            except httpx.TransportError:
-                return False
-        wait_until(up, START_TIMEOUT_S, "the daemon's /healthz")
+        wait_for_server(self.process, f"{self.url}/healthz", self.log)
         return self
 
     def log(self) -> str:
@@ -204,14 +209,7 @@ def llama_server(llama_dir: pathlib.Path, model: pathlib.Path, *options: str):
                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
-        def up():
-            if process.poll() is not None:
-                pytest.fail(f"llama-server ended with {process.returncode}")
-            try:
-                return httpx.get(f"{url}/health", timeout=2).status_code == 200
-            except httpx.TransportError:
-                return False
-        wait_until(up, START_TIMEOUT_S, "llama-server's /health")
+        wait_for_server(process, f"{url}/health")
         yield url
     finally:
         process.terminate()

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from conftest import BIN, SMOLLM2, MINILM, alive, wait_until
+from conftest import BIN, SMOLLM2, wait_until
 
 GREEDY = ("--temperature", "0", "--max-tokens", "12")
 

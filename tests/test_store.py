@@ -1,5 +1,6 @@
 """The layer store through the CLI: import, sharing, damage, kills, full disks, and what other tools read of it."""
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -11,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 
-from conftest import BIN, MINILM, SMOLLM2, chat, running
+from conftest import BIN, MINILM, SMOLLM2, running
 
 MODEL_FILE = MINILM  # small and quick
 
@@ -242,7 +243,6 @@ def test_bad_files_are_refused_by_name_and_leave_nothing(daemon, tmp_path, kind)
     elif kind == "folder":
         path.mkdir()
     elif kind == "fifo":
-        import os
         os.mkfifo(path)
     elif kind == "device":
         path.symlink_to("/dev/zero")

@@ -20,16 +20,20 @@ std::string printable(std::string_view text, size_t limit) {
     return out;
 }
 
-std::string human_bytes(uint64_t bytes) {
-    constexpr std::array kUnits = {"B", "kB", "MB", "GB", "TB", "PB", "EB"};
-    if (bytes < 1000) return fmt::format("{} B", bytes);
-    double value = static_cast<double>(bytes);
+std::string human_number(uint64_t number, std::span<const char * const> units) {
+    if (number < 1000) return fmt::format("{}{}", number, units[0]);
+    auto value = static_cast<double>(number);
     size_t unit = 0;
-    while (value >= 999.5 && unit + 1 < kUnits.size()) {
+    while (value >= 999.5 && unit + 1 < units.size()) {
         value /= 1000;
         ++unit;
     }
-    return fmt::format("{:.{}f} {}", value, value < 9.995 ? 2 : value < 99.95 ? 1 : 0, kUnits[unit]);
+    return fmt::format("{:.{}f}{}", value, value < 9.995 ? 2 : value < 99.95 ? 1 : 0, units[unit]);
+}
+
+std::string human_bytes(uint64_t bytes) {
+    constexpr std::array kUnits = {" B", " kB", " MB", " GB", " TB", " PB", " EB"};
+    return human_number(bytes, kUnits);
 }
 
 } // namespace strata

@@ -1,5 +1,7 @@
 #include "cli/text.h"
 
+#include "base/text.h"
+
 #include <fmt/format.h>
 #include <langinfo.h>
 
@@ -97,14 +99,7 @@ std::string cut_to_width(std::string_view text, size_t columns) {
 
 std::string human_count(uint64_t count) {
     constexpr std::array kUnits = {"", "k", "M", "B", "T"};
-    if (count < 1000) return fmt::format("{}", count);
-    auto value = static_cast<double>(count);
-    size_t unit = 0;
-    while (value >= 999.5 && unit + 1 < kUnits.size()) {
-        value /= 1000;
-        ++unit;
-    }
-    return fmt::format("{:.{}f}{}", value, value < 9.995 ? 2 : value < 99.95 ? 1 : 0, kUnits[unit]);
+    return human_number(count, kUnits);
 }
 
 std::string human_age(std::chrono::milliseconds age) {

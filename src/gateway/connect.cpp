@@ -123,23 +123,42 @@ absl::StatusOr<std::string> to_json(const pb::Message & message) {
     return json;
 }
 
-// Calls keep themselves alive until gRPC is done with them.
-class UnaryCall final : public ApiCall, public std::enable_shared_from_this<UnaryCall> {
+// What every call holds: its messages, its way to gRPC, and who takes the answer.
+class Call : public ApiCall {
 public:
-    UnaryCall(std::shared_ptr<grpc::Channel> channel, std::unique_ptr<pb::Message> request,
-              const ConnectBridge::Method & method, std::shared_ptr<ResponseSink> sink)
+    Call(std::shared_ptr<grpc::Channel> channel, std::unique_ptr<pb::Message> request,
+         const ConnectBridge::Method & method, std::shared_ptr<ResponseSink> sink)
         : stub_(std::move(channel))
         , request_(std::move(request))
         , response_(new_message(method.descriptor->output_type()))
         , path_(method.path)
         , sink_(std::move(sink)) {}
 
-    void start(std::optional<std::chrono::milliseconds> timeout) {
+    void cancel() override { context_.TryCancel(); }
+
+protected:
+    void set_timeout(std::optional<std::chrono::milliseconds> timeout) {
         if (timeout) context_.set_deadline(std::chrono::system_clock::now() + *timeout);
+    }
+
+    Stub stub_;
+    grpc::ClientContext context_;
+    std::unique_ptr<pb::Message> request_;
+    std::unique_ptr<pb::Message> response_;
+    std::string path_;
+    std::shared_ptr<ResponseSink> sink_;
+};
+
+// Calls keep themselves alive until gRPC is done with them.
+class UnaryCall final : public Call, public std::enable_shared_from_this<UnaryCall> {
+public:
+    using Call::Call;
+
+    void start(std::optional<std::chrono::milliseconds> timeout) {
+        set_timeout(timeout);
         stub_.UnaryCall(&context_, path_, {}, request_.get(), response_.get(),
                         [self = shared_from_this()](const grpc::Status & status) { self->done(status); });
     }
-    void cancel() override { context_.TryCancel(); }
 
 private:
     void done(const grpc::Status & status) {
@@ -155,37 +174,23 @@ private:
         }
         sink_->on_end(0, 0);
     }
-
-    Stub stub_;
-    grpc::ClientContext context_;
-    std::unique_ptr<pb::Message> request_;
-    std::unique_ptr<pb::Message> response_;
-    std::string path_;
-    std::shared_ptr<ResponseSink> sink_;
 };
 
-class StreamCall final : public ApiCall,
+class StreamCall final : public Call,
                          public grpc::ClientBidiReactor<pb::Message, pb::Message>,
                          public std::enable_shared_from_this<StreamCall> {
 public:
-    StreamCall(std::shared_ptr<grpc::Channel> channel, std::unique_ptr<pb::Message> request,
-               const ConnectBridge::Method & method, std::shared_ptr<ResponseSink> sink)
-        : stub_(std::move(channel))
-        , request_(std::move(request))
-        , response_(new_message(method.descriptor->output_type()))
-        , path_(method.path)
-        , sink_(std::move(sink)) {}
+    using Call::Call;
 
     void start(std::optional<std::chrono::milliseconds> timeout) {
         self_ = shared_from_this();
-        if (timeout) context_.set_deadline(std::chrono::system_clock::now() + *timeout);
+        set_timeout(timeout);
         sink_->on_head(200, "application/connect+json");
         stub_.PrepareBidiStreamingCall(&context_, path_, {}, this);
         StartWriteLast(request_.get(), {});
         StartRead(response_.get());
         StartCall();
     }
-    void cancel() override { context_.TryCancel(); }
 
     void OnReadDone(bool ok) override {
         if (!ok) return; // OnDone follows
@@ -211,12 +216,6 @@ public:
 
 private:
     std::shared_ptr<StreamCall> self_;
-    Stub stub_;
-    grpc::ClientContext context_;
-    std::unique_ptr<pb::Message> request_;
-    std::unique_ptr<pb::Message> response_;
-    std::string path_;
-    std::shared_ptr<ResponseSink> sink_;
     absl::Status broken_;
 };
 
