@@ -537,12 +537,12 @@ Task<bool> Connection::relay(std::shared_ptr<ResponseQueue> queue, std::shared_p
     ResponseQueue::Batch batch;
     const bool have = co_await next_batch(*queue, batch);
     body.reset();
-    if (!have || batch.overflow) {
-        call->cancel();
-        if (!have) {
-            if (!stopping_) server_.metrics.client_disconnects.Increment();
-            co_return false;
-        }
+    if (!have || batch.overflow) call->cancel();
+    if (!have) {
+        if (!stopping_) server_.metrics.client_disconnects.Increment();
+        co_return false;
+    }
+    if (batch.overflow && !batch.streamed) {
         co_return co_await refuse(500, "the answer is too large for this server's memory", "answer_too_large");
     }
     if (batch.streamed) {
@@ -614,7 +614,7 @@ Task<bool> Connection::relay_stream(ResponseQueue & queue, ApiCall & call, Respo
         const Buffers buffers = {as_buffer(before), as_buffer(batch.data), as_buffer(after)};
         const bool written = co_await write(buffers);
         head.clear();
-        if (!written) break;
+        if (!written || batch.overflow) break;
         if (batch.ended) {
             finish_exchange();
             linger_ = !exchange_.keep_alive;
@@ -624,7 +624,7 @@ Task<bool> Connection::relay_stream(ResponseQueue & queue, ApiCall & call, Respo
         if (!have || batch.overflow) break;
     }
     call.cancel();
-    if (exchange_.overflow || timed_out_) {
+    if (batch.overflow || exchange_.overflow || timed_out_) {
         server_.metrics.slow_clients.Increment();
     } else if (!stopping_) {
         server_.metrics.client_disconnects.Increment();

@@ -347,6 +347,29 @@ TEST_F(Leaving, AHalfCloseIsNotLeaving) {
     EXPECT_EQ(metric("strata_http_client_disconnects_total"), 0);
 }
 
+// All of it comes before the connection has looked at its queue for the first time.
+TEST_F(Leaving, AStreamThatPilesUpAtOnceIsCancelledAndCounted) {
+    ServerOptions options;
+    options.limits.stream_queued_bytes = 256 * 1024;
+    std::shared_ptr<FakeCall> call;
+    backend.script = [&call](Served & served) {
+        served.sink->on_head(200, "text/event-stream");
+        served.sink->on_data(std::string(300 * 1024, 'x'));
+        served.sink->on_end(0, 0);
+        call = served.call;
+    };
+    start(options);
+    Client reader = client();
+    reader.send(post("/v1/completions", "{}"));
+    const HttpAnswer answer = reader.read_answer();
+    EXPECT_EQ(answer.status, 200);
+    EXPECT_FALSE(answer.complete);
+    EXPECT_TRUE(reader.closed_by_server());
+    EXPECT_TRUE(call->cancelled);
+    EXPECT_EQ(metric("strata_http_slow_clients_total"), 1);
+    EXPECT_EQ(metric("strata_http_client_disconnects_total"), 0);
+}
+
 TEST_F(Leaving, ASlowReaderIsCancelledAndCounted) {
     ServerOptions options;
     options.limits.stream_queued_bytes = 256 * 1024;
