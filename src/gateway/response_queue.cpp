@@ -78,7 +78,7 @@ ResponseQueue::Batch ResponseQueue::take() {
         batch.data = std::move(data_);
         data_.clear();
         batch.share = std::exchange(share_, MemoryShare(budget_));
-        batch.ended = ended_;
+        batch.ended = ended_ && !overflow_; // what was lost never looks complete
     }
     taken_bytes_ = batch.data.size();
     return batch;
