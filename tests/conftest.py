@@ -190,14 +190,34 @@ def llama():
 
 
 @pytest.fixture(scope="session")
-def tools_model(node, llama, tmp_path_factory):
+def tools_file(llama, tmp_path_factory):
     """SmolLM2 under a chat template that knows tools: its own does not, and llama.cpp then leaves tools out."""
     file = tmp_path_factory.mktemp("tools") / "tools.gguf"
     template = llama / "source" / "models" / "templates" / "Qwen-Qwen2.5-7B-Instruct.jinja"
     subprocess.run([str(pathlib.Path(sys.executable).parent / "gguf-new-metadata"), "--chat-template", template.read_text(),
                     str(SMOLLM2), str(file)], check=True, capture_output=True)
-    node.cli("import", str(file), "--name", "tools")
+    return file
+
+
+@pytest.fixture(scope="session")
+def tools_model(node, tools_file):
+    node.cli("import", str(tools_file), "--name", "tools")
     return "tools"
+
+
+@pytest.fixture(scope="session")
+def eager_model(node, tools_file, tools_model):
+    """The model of tools_model, made to call a tool whenever it may: llama.cpp's grammar lets text come before a call that
+    is required, and this small model would write only that. The words that begin a call are made likely; all that follows
+    them is held to the tool's schema by the grammar."""
+    def ids(text):
+        return httpx.post(f"{node.url}/tokenize", json={"model": tools_model, "content": text, "parse_special": True},
+                          timeout=60).json()["tokens"]
+    # The end is likelier still, so that one call is made; the grammar allows it only after that.
+    bias = [f"{token}+20" for token in ids("<tool_call>\n")] + [f"{token}+40" for token in ids("<|im_end|>")]
+    node.cli("import", str(tools_file), "--name", "eager")
+    node.start_model("eager", llamaArgs=[word for value in bias for word in ("--logit-bias", value)])
+    return "eager"
 
 
 @contextlib.contextmanager

@@ -34,15 +34,30 @@ def test_system(client):
     assert answer.content[0].text
 
 
+TOOL = {"name": "get_weather", "description": "The weather in a city", "input_schema": {
+    "type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}}
+
+
 def test_tools_reach_the_prompt(client, tools_model):
-    tool = {"name": "get_weather", "description": "The weather in a city", "input_schema": {
-        "type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}}
     without = client.messages.create(model=tools_model, max_tokens=4, messages=QUESTION, **GREEDY)
-    with_tools = client.messages.create(model=tools_model, max_tokens=4, messages=QUESTION, tools=[tool], **GREEDY)
+    with_tools = client.messages.create(model=tools_model, max_tokens=4, messages=QUESTION, tools=[TOOL], **GREEDY)
 
     def prompt_tokens(answer):
         return answer.usage.input_tokens + answer.usage.cache_read_input_tokens
     assert prompt_tokens(with_tools) > prompt_tokens(without) + 50
+
+
+def test_tool_use(client, eager_model):
+    ask = {"model": eager_model, "max_tokens": 100, "messages": QUESTION, "tools": [TOOL], "tool_choice": {"type": "any"}}
+    answer = client.messages.create(**ask, **GREEDY)
+    assert answer.stop_reason == "tool_use"
+    use = next(block for block in answer.content if block.type == "tool_use")
+    assert use.id and use.name == "get_weather" and list(use.input) == ["city"]
+    with client.messages.stream(**ask, **GREEDY) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_message()
+    assert "input_json" in kinds
+    assert next(block for block in final.content if block.type == "tool_use").input == use.input
 
 
 def test_count_tokens(client):

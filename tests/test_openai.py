@@ -88,6 +88,30 @@ def test_a_conversation_with_tools(client, tools_model):
     assert answer.choices[0].message.content
 
 
+def test_tool_call(client, eager_model):
+    answer = ask(client, "What is the weather in Paris?", eager_model, tools=[TOOL], tool_choice="required", max_tokens=100)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    call = answer.choices[0].message.tool_calls[0]
+    assert call.id and call.type == "function" and call.function.name == "get_weather"
+    arguments = json.loads(call.function.arguments)
+    assert list(arguments) == ["city"] and len(arguments["city"]) <= 20
+
+    chunks = list(ask(client, "What is the weather in Paris?", eager_model, tools=[TOOL], tool_choice="required",
+                      max_tokens=100, stream=True))
+    pieces = [piece for c in chunks if c.choices for piece in c.choices[0].delta.tool_calls or []]
+    assert pieces[0].id and pieces[0].function.name == "get_weather" and len(pieces) > 2
+    assert "".join(p.function.arguments or "" for p in pieces if p.index == 0) == call.function.arguments
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "tool_calls"
+
+
+def test_response_with_a_tool_call(client, eager_model):
+    answer = client.responses.create(model=eager_model, input="What is the weather in Paris?", temperature=0,
+                                     max_output_tokens=100, tool_choice="required",
+                                     tools=[{"type": "function", **TOOL["function"]}])
+    calls = [item for item in answer.output if item.type == "function_call"]
+    assert calls[0].name == "get_weather" and list(json.loads(calls[0].arguments)) == ["city"]
+
+
 def test_completions(client):
     answer = client.completions.create(model="smollm2", prompt="The capital of France is", temperature=0, max_tokens=8)
     assert "Paris" in answer.choices[0].text
