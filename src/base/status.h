@@ -19,10 +19,12 @@
 // STRATA_ASSIGN_OR_RETURN(auto value, FunctionThatReturnsStatusOr());
 #define STRATA_ASSIGN_OR_RETURN(lhs, expression)                                                                       \
     STRATA_ASSIGN_OR_RETURN_IMPL(STRATA_STATUS_CONCAT(strata_statusor_, __LINE__), lhs, expression)
+// NOLINTBEGIN(bugprone-macro-parentheses): lhs may be a declaration
 #define STRATA_ASSIGN_OR_RETURN_IMPL(statusor, lhs, expression)                                                        \
     auto statusor = (expression);                                                                                      \
     if (!statusor.ok()) return std::move(statusor).status();                                                           \
     lhs = std::move(statusor).value()
+// NOLINTEND(bugprone-macro-parentheses)
 
 namespace strata {
 

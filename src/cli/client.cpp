@@ -203,7 +203,7 @@ absl::Status Client::serve(const v1::ServeRequest::Head & head,
         refused = part(response);
         if (!refused.ok()) context.TryCancel();
     }
-    const absl::Status status = to_status(call->Finish(), interrupt.interrupted());
+    absl::Status status = to_status(call->Finish(), interrupt.interrupted());
     if (interrupt.interrupted()) return status;
     if (!refused.ok()) return refused;
     STRATA_RETURN_IF_ERROR(status);

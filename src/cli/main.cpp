@@ -24,7 +24,9 @@ int report_usage(const Output & output, const absl::Status & status, const CLI::
     const auto parsed = app.get_subcommands();
     const std::string command = parsed.empty() ? "strata" : "strata " + parsed.front()->get_name();
     std::string message(status.message().data(), status.message().size());
-    if (!message.empty()) message[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(message[0])));
+    const bool word_in_capitals = message.size() > 1 && std::isupper(static_cast<unsigned char>(message[1])) != 0;
+    if (!message.empty() && !word_in_capitals)
+        message[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(message[0])));
     output.error(absl::InvalidArgumentError(message + "; see `" + command + " --help`"));
     return kUsage;
 }

@@ -147,7 +147,6 @@ absl::StatusOr<int> verify(const Context & context, const std::string & model) {
     STRATA_ASSIGN_OR_RETURN(Client client, context.client_or_start());
     const std::string label = model.empty() ? "verifying the store" : "verifying " + model;
     v1::JobProgress result;
-    int64_t total_bytes = 0; // the last message only says what is wrong
     {
         Progress progress(context.output);
         STRATA_ASSIGN_OR_RETURN(result, client.verify_model(model, [&](const v1::JobProgress & message) {
@@ -159,7 +158,7 @@ absl::StatusOr<int> verify(const Context & context, const std::string & model) {
         context.output.document(to_json(result));
     } else if (sound) {
         context.output.line(fmt::format("{} {} verified, nothing wrong", context.output.out_style(Style::kGreen, "ok:"),
-                                        human_bytes(total_bytes)));
+                                        human_bytes(static_cast<uint64_t>(result.total_bytes()))));
     } else {
         for (const std::string & problem : result.problems()) {
             context.output.line(context.output.out_style(Style::kRed, "damaged: ") + safe_text(problem));

@@ -117,7 +117,7 @@ grpc::ServerWriteReactor<v1::LoadProgress> * DeploymentsService::Start(grpc::Cal
     observer->done = [writer](const absl::Status & status) { writer->finish(to_grpc(status)); };
     std::optional<v1::ServeOptions> options;
     if (request->has_options()) options = request->options();
-    const std::string model = request->model();
+    const std::string & model = request->model();
     writer->on_cancel([this, writer, model, observer] {
         supervisor_.forget(model, observer);
         writer->finish(grpc::Status::CANCELLED);

@@ -7,6 +7,7 @@
 #include "daemon/logging.h"
 
 #include <CLI/CLI.hpp>
+#include <absl/synchronization/mutex.h>
 #include <fmt/format.h>
 #include <malloc.h>
 #include <spdlog/spdlog.h>
@@ -79,6 +80,8 @@ int main(int argc, char ** argv) {
     // A few threads share their memory: an arena for each would keep what the busiest moment of each needed.
     ::mallopt(M_ARENA_MAX, 2);
     std::signal(SIGPIPE, SIG_IGN);
+    // Debian builds Abseil with its search for lock cycles on, which every call of gRPC pays for.
+    absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
 
     Arguments arguments;
     DaemonOptions options;

@@ -238,20 +238,23 @@ grpc::ServerWriteReactor<v1::JobProgress> * ModelsService::run(const absl::Statu
         return writer.get();
     }
     JobHandlers handlers;
-    handlers.progress = [writer](JobStep step) {
-        v1::JobProgress progress;
+    const auto progress_so_far = std::make_shared<v1::JobProgress>();
+    handlers.progress = [writer, progress_so_far](JobStep step) {
+        v1::JobProgress & progress = *progress_so_far;
         progress.set_phase(valid_utf8(step.phase));
         progress.set_done_bytes(step.done_bytes);
         progress.set_total_bytes(step.total_bytes);
-        writer->progress(std::move(progress));
+        writer->progress(progress);
     };
-    handlers.done = [this, writer, name = std::move(name)](absl::StatusOr<JobResult> result) {
+    handlers.done = [this, writer, progress_so_far, name = std::move(name)](absl::StatusOr<JobResult> result) {
         if (!result.ok()) {
             writer->finish(to_grpc(result.status()));
             return;
         }
-        boost::asio::post(workers_, [this, writer, name, result = std::move(*result)] {
-            writer->write(last_message(result, name));
+        boost::asio::post(workers_, [this, writer, progress_so_far, name, result = std::move(*result)] {
+            v1::JobProgress last = *progress_so_far; // its totals are for who looks at the end only
+            finish_message(result, name, last);
+            writer->write(std::move(last));
             writer->finish(grpc::Status::OK);
         });
     };
@@ -259,13 +262,13 @@ grpc::ServerWriteReactor<v1::JobProgress> * ModelsService::run(const absl::Statu
     return writer.get();
 }
 
-v1::JobProgress ModelsService::last_message(const JobResult & result, const std::string & name) const {
-    v1::JobProgress message;
+void ModelsService::finish_message(const JobResult & result, const std::string & name,
+                                   v1::JobProgress & message) const {
     message.set_finished(true);
     for (const std::string & problem : result.problems) message.add_problems(valid_utf8(problem));
-    if (result.digest.empty()) return message;
+    if (result.digest.empty()) return;
     const auto models = store_.list();
-    if (!models.ok()) return message;
+    if (!models.ok()) return;
     const auto wanted = ModelName::parse(name);
     const LayerUsers users = layers::models_by_layer(*models);
     for (const StoredModel & model : *models) {
@@ -274,7 +277,6 @@ v1::JobProgress ModelsService::last_message(const JobResult & result, const std:
         if (named || !message.has_model()) *message.mutable_model() = to_proto(model, users);
         if (named) break;
     }
-    return message;
 }
 
 } // namespace strata::daemon

@@ -50,7 +50,7 @@ private:
     absl::Status show(const v1::ShowModelRequest & request, v1::ShowModelResponse & response) const;
     grpc::ServerWriteReactor<v1::JobProgress> * run(const absl::StatusOr<JobSpec> & spec, std::string name);
     // `name`, when it is not empty, is the one that was asked for; several names may have the digest.
-    v1::JobProgress last_message(const JobResult & result, const std::string & name) const;
+    void finish_message(const JobResult & result, const std::string & name, v1::JobProgress & message) const;
 
     const Home home_;
     layers::Store & store_;

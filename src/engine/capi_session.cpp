@@ -70,7 +70,7 @@ strata_status strata_generate(strata_session * session, const char * prompt, con
         STRATA_ASSIGN_OR_RETURN(const std::string_view text, bounded_string(prompt, kMaxTextBytes, "prompt"));
         STRATA_ASSIGN_OR_RETURN(const GenerateOptions options, to_generate_options(sampling));
         GenerateStats measured;
-        const absl::Status status = session->session->generate(
+        absl::Status status = session->session->generate(
             text, options,
             [&](llama_token id, const std::string & piece) {
                 if (on_token == nullptr) return true;

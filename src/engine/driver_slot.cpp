@@ -141,7 +141,7 @@ grpc::Status DriverSlot::load(const v1::LoadRequest & request, const std::functi
 
     strata_driver * driver = nullptr;
     const strata_status status = strata_driver_open(request.model().c_str(), &options, &driver);
-    const grpc::Status result = status == STRATA_OK ? grpc::Status::OK : last_failure(status);
+    grpc::Status result = status == STRATA_OK ? grpc::Status::OK : last_failure(status);
     const std::unique_lock lock(driver_mutex_);
     loading_ = false;
     driver_ = driver;

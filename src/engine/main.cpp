@@ -5,6 +5,7 @@
 #include "strata/strata.h"
 
 #include <CLI/CLI.hpp>
+#include <absl/synchronization/mutex.h>
 #include <nlohmann/json.hpp>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
@@ -57,6 +58,8 @@ int print_version(bool as_json) {
 } // namespace
 
 int main(int argc, char ** argv) {
+    // Debian builds Abseil with its search for lock cycles on, which every call of gRPC pays for.
+    absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
     CLI::App app("The data plane of strata: loads models, answers requests, works on the layer store.\n"
                  "stratad starts it; by hand it is for debugging.");
     app.require_subcommand(1);

@@ -23,11 +23,14 @@ absl::Status BlobWriter::append(std::span<const std::byte> data) {
     return absl::OkStatus();
 }
 
-absl::Status BlobWriter::State::place(const Digest & digest, const StoreLock & lock) {
+absl::Status BlobWriter::State::place(const Digest & digest, bool keep, const StoreLock & lock) {
     if (lease != nullptr) STRATA_RETURN_IF_ERROR(lease->add({digest}, lock));
-    // A file of another size is no blob: a disk that lost power without keeping what it had acknowledged leaves such.
     const std::filesystem::path path = files.blob(digest);
-    absl::Status placed = files.blob_size(digest) == size ? files.disk().touch(path) : file->move_to(path);
+    if (keep && files.blob_size(digest) != size) { // garbage collection was there since
+        STRATA_RETURN_IF_ERROR(file->sync());
+        keep = false;
+    }
+    absl::Status placed = keep ? files.disk().touch(path) : file->move_to(path);
     file.reset();
     return placed;
 }
@@ -42,18 +45,12 @@ absl::StatusOr<Digest> BlobWriter::finish(const std::optional<Digest> & expected
                         "damaged or another file",
                         digest.to_string(), expected->to_string()));
     }
-    {
-        // Nothing to wait for when the blob is there; touched, since garbage collection spares young blobs.
-        STRATA_ASSIGN_OR_RETURN(const StoreLock lock, state_->files.lock_shared());
-        if (state_->files.blob_size(digest) == state_->size) {
-            STRATA_RETURN_IF_ERROR(state_->place(digest, lock));
-            return digest;
-        }
-    }
-    // Without the lock, since it can take long.
-    STRATA_RETURN_IF_ERROR(state_->file->sync());
+    // Both without the lock, since they can take long. A blob that is there is touched, since garbage collection spares
+    // young blobs; one with other bytes (a bad disk, a lost write) is replaced.
+    const bool there = state_->files.is_whole(digest, state_->size);
+    if (!there) STRATA_RETURN_IF_ERROR(state_->file->sync());
     STRATA_ASSIGN_OR_RETURN(const StoreLock lock, state_->files.lock_shared());
-    STRATA_RETURN_IF_ERROR(state_->place(digest, lock));
+    STRATA_RETURN_IF_ERROR(state_->place(digest, there, lock));
     return digest;
 }
 
@@ -84,7 +81,8 @@ absl::Status StoreCore::put_locked(std::string_view bytes, Lease & lease, const 
     STRATA_RETURN_IF_ERROR(file.sync());
     BlobWriter::State writer(files, std::move(file), lease.state_.get());
     writer.size = bytes.size();
-    return writer.place(Digest::of(bytes), lock);
+    const Digest digest = Digest::of(bytes);
+    return writer.place(digest, files.is_whole(digest, bytes.size()), lock);
 }
 
 } // namespace strata::layers

@@ -44,7 +44,7 @@ public:
         , progress_(progress) {}
 
     absl::Status copy(const Digest & digest, uint64_t size) {
-        if (to_.files.blob_size(digest) == size && lease_.add({digest}).ok()) return advance(size);
+        if (to_.files.is_whole(digest, size) && lease_.add({digest}).ok()) return advance(size);
         const std::filesystem::path path = from_.files.blob(digest);
         STRATA_ASSIGN_OR_RETURN(const OpenFile file, open_regular(path));
         if (file.size != size) {

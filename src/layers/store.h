@@ -82,8 +82,8 @@ public:
     ~BlobWriter();
 
     absl::Status append(std::span<const std::byte> data);
-    // Hashed while written, fsync, rename. A blob that is there already is left as it is. `expected`, when given, is
-    // compared before the rename: kDataLoss when the bytes are others.
+    // Hashed while written, fsync, rename. A blob that is there already and whole is left as it is. `expected`, when
+    // given, is compared before the rename: kDataLoss when the bytes are others.
     absl::StatusOr<Digest> finish(const std::optional<Digest> & expected = std::nullopt);
     uint64_t size() const;
 

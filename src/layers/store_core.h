@@ -40,8 +40,8 @@ struct BlobWriter::State {
         , file(std::move(file))
         , lease(lease) {}
 
-    // Moves the file, which is on the disk already, to its place, or drops it when the blob is there.
-    absl::Status place(const Digest & digest, const StoreLock & lock);
+    // Moves the file, which is on the disk already, to its place; or drops it, to `keep` the blob that is there.
+    absl::Status place(const Digest & digest, bool keep, const StoreLock & lock);
 
     const StoreFiles & files;
     std::optional<TempFile> file;

@@ -101,13 +101,24 @@ std::optional<uint64_t> StoreFiles::blob_size(const Digest & digest) const {
     return static_cast<uint64_t>(info.st_size);
 }
 
+bool StoreFiles::is_whole(const Digest & digest, uint64_t size) const {
+    if (blob_size(digest) != size) return false;
+    const absl::StatusOr<OpenFile> file = open_regular(blob(digest));
+    if (!file.ok()) return false;
+    Sha256 hasher;
+    const absl::Status read = read_range(*file, blob(digest), 0, size, [&](std::span<const std::byte> piece) {
+        hasher.update(piece);
+        return absl::OkStatus();
+    });
+    return read.ok() && hasher.finish() == digest;
+}
+
 absl::StatusOr<std::string> StoreFiles::read_blob(const Digest & digest, uint64_t limit) const {
     STRATA_ASSIGN_OR_RETURN(std::string bytes, read_regular(blob(digest), limit));
     if (Digest::of(bytes) != digest) {
-        return absl::DataLossError(
-            fmt::format("the blob {} is damaged: its bytes have another digest; remove that file "
-                        "and import or pull its model again",
-                        blob(digest).native()));
+        return absl::DataLossError(fmt::format("the blob {} is damaged: its bytes have another digest; "
+                                               "import or pull its model again",
+                                               blob(digest).native()));
     }
     return bytes;
 }

@@ -75,6 +75,8 @@ public:
 
     // Bytes of a blob; nothing when it is not there (a link or a device is no blob).
     std::optional<uint64_t> blob_size(const Digest & digest) const;
+    // Whether the blob is there with these very bytes: reads and hashes it.
+    bool is_whole(const Digest & digest, uint64_t size) const;
     // A small blob whole, its digest checked: kNotFound, kResourceExhausted above `limit`, kDataLoss.
     absl::StatusOr<std::string> read_blob(const Digest & digest, uint64_t limit) const;
 

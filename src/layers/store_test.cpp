@@ -160,6 +160,12 @@ TEST_F(StoreTest, ABlobOfTheWrongSizeIsReplaced) {
     EXPECT_EQ(read_file(store_->blob_path(Digest::of("whole"))), "whole");
 }
 
+TEST_F(StoreTest, ADamagedBlobIsReplaced) {
+    write_file(store_->blob_path(Digest::of("whole")), "whale");
+    ASSERT_OK(store_->put("whole"));
+    EXPECT_EQ(read_file(store_->blob_path(Digest::of("whole"))), "whole");
+}
+
 TEST_F(StoreTest, ABlobThatIsThereIsLeftAsItIs) {
     const auto digest = store_->put("blob");
     ASSERT_OK(digest);

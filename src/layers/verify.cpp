@@ -172,8 +172,7 @@ absl::Status check_blob(const StoreFiles & files, const Job & job, SharedProgres
         }
         return progress.advance(job.size.value_or(0));
     }
-    const std::string cure =
-        fmt::format("; remove {}{}", path.native(), job.owned ? " and import or pull the model again" : "");
+    const std::string cure = job.owned ? "; import or pull the model again" : fmt::format("; remove {}", path.native());
     if (job.size && file->size != *job.size) {
         blame(fmt::format("has {} bytes instead of {}{}", file->size, *job.size, cure));
         return progress.advance(*job.size);
