@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Formatting, shell scripts, warnings as errors, every header compiled by itself, clang-tidy.
+# Formatting, shell scripts, warnings as errors, every header compiled by itself, the docs' references, clang-tidy.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 . "$(dirname "$0")/common.sh"
@@ -17,6 +17,9 @@ step "warnings as errors, headers by themselves"
 scripts/build-llama.sh native >/dev/null
 cmake --preset release -DSTRATA_WERROR=ON -DSTRATA_CHECK_HEADERS=ON >build/lint.configure.log
 scripts/build.sh release
+
+step "references into llama.cpp in docs/"
+docs/check-lines.py
 
 step "clang-tidy"
 scripts/tidy.py build/release
