@@ -82,7 +82,7 @@ std::unique_ptr<grpc::Server> listen(EngineService & service, const std::string 
     builder.SetMaxSendMessageSize(kMaxMessageBytes);
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0); // a local socket needs no probing of its bandwidth
-    const mode_t old_mask = ::umask(0177); // the socket is ours alone from its first moment
+    const mode_t old_mask = ::umask(0177);                   // the socket is ours alone from its first moment
     std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
     ::umask(old_mask);
     return server;
