@@ -9,6 +9,7 @@
 #include "daemon/limits.h"
 #include "daemon/metrics.h"
 #include "daemon/models_service.h"
+#include "daemon/serve_relay.h"
 #include "daemon/state.h"
 #include "daemon/supervisor.h"
 
@@ -39,6 +40,7 @@ namespace {
 
 constexpr size_t kStoreThreads = 2;
 constexpr milliseconds kLastAnswers{3000}; // for what is queued in the servers when all engines have ended
+constexpr milliseconds kEndOfRelays{5};
 
 } // namespace
 
@@ -102,7 +104,11 @@ public:
             spdlog::shutdown();
             std::_Exit(1);
         }
+        const auto sent = std::chrono::steady_clock::now() + kLastAnswers;
         http_->wait_idle(kLastAnswers);
+        while (ServeRelay::under_way() > 0 && std::chrono::steady_clock::now() < sent) {
+            std::this_thread::sleep_for(kEndOfRelays);
+        }
         end();
         spdlog::info("stopped");
     }

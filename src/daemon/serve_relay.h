@@ -5,6 +5,7 @@
 
 #include <grpcpp/support/server_callback.h>
 
+#include <atomic>
 #include <cstddef>
 #include <deque>
 #include <memory>
@@ -18,11 +19,17 @@ class ServeRelay final : public grpc::ServerBidiReactor<v1::ServeRequest, v1::Se
                          public gateway::ResponseSink {
 public:
     static ServeRelay * make(gateway::Backend & backend, grpc::CallbackServerContext & context);
+    ~ServeRelay() override { --alive_; }
+
+    // Requests whose end has not reached its client yet. Thread-safe.
+    static int under_way() { return alive_; }
 
 private:
     ServeRelay(gateway::Backend & backend, grpc::CallbackServerContext & context)
         : backend_(backend)
-        , context_(context) {}
+        , context_(context) {
+        ++alive_;
+    }
 
     void OnReadDone(bool ok) override;
     void OnWriteDone(bool ok) override;
@@ -35,6 +42,8 @@ private:
 
     void write(v1::ServeResponse part);
     void finish_when_sent(); // with the lock held
+
+    static inline std::atomic<int> alive_ = 0;
 
     gateway::Backend & backend_;
     grpc::CallbackServerContext & context_;
