@@ -85,7 +85,8 @@ public:
 
     void OnReadDone(bool ok) override {
         if (!ok || !request_.has_head()) {
-            Finish({grpc::StatusCode::INVALID_ARGUMENT, "no head"});
+            const std::lock_guard lock(mutex_);
+            if (!std::exchange(ended_, true)) Finish({grpc::StatusCode::INVALID_ARGUMENT, "no head"});
             return;
         }
         const std::string & body = request_.head().body();

@@ -171,17 +171,20 @@ private:
                 self->last_body_ = request.head().body();
             }
             ++self->requests;
+            // The test may change them as soon as its client has left, which is known here only later.
+            const std::vector<std::string> pieces = self->answer;
+            const bool endless = self->endless;
             v1::ServeResponse head;
             head.mutable_head()->set_status(self->http_status);
             stream->Write(head);
             do {
-                for (const std::string & piece : self->answer) {
+                for (const std::string & piece : pieces) {
                     v1::ServeResponse data;
                     data.set_data(piece);
                     stream->Write(data);
                 }
-                if (self->endless) std::this_thread::sleep_for(std::chrono::milliseconds(10));
-            } while (self->endless && !context->IsCancelled());
+                if (endless) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+            } while (endless && !context->IsCancelled());
             if (context->IsCancelled()) ++self->abandoned;
             v1::ServeResponse end;
             end.mutable_end();

@@ -1,12 +1,12 @@
 // The driver through the C interface, with the real model.
 #include "strata/strata.h"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -183,7 +183,7 @@ int busy_slots(const Json & status) {
     return busy;
 }
 
-bool eventually(const std::function<bool()> & condition, milliseconds timeout = seconds(20)) {
+bool eventually(const std::function<bool()> & condition, milliseconds timeout = seconds(60)) {
     const auto end = steady_clock::now() + timeout;
     while (!condition()) {
         if (steady_clock::now() > end) return false;
@@ -261,26 +261,29 @@ TEST_F(DriverTest, answers_in_the_shapes_of_its_apis) {
 }
 
 TEST_F(DriverTest, two_streams_run_at_the_same_time_and_equal_one_alone) {
-    const auto body = [](const std::string & prompt) {
-        return R"({"prompt":")" + prompt + R"(","stream":true,"max_tokens":24,)" + kGreedy + "}";
+    const auto body = [](const std::string & prompt, int tokens) {
+        return R"({"prompt":")" + prompt + R"(","stream":true,"ignore_eos":true,"max_tokens":)" +
+               std::to_string(tokens) + "," + kGreedy + "}";
     };
     std::vector<std::string> alone;
     for (const char * prompt : {"The sea is", "Once upon a time"}) {
-        Call call(driver_.get(), "/v1/completions", body(prompt));
+        Call call(driver_.get(), "/v1/completions", body(prompt, 24));
         EXPECT_EQ(call.status(), 200) << call.body();
         EXPECT_EQ(call.content_type(), "text/event-stream");
         EXPECT_TRUE(call.body().ends_with("data: [DONE]\n\n"));
         EXPECT_EQ(call.generated_tokens(), 24);
         alone.push_back(call.streamed_text());
     }
-    Call first(driver_.get(), "/v1/completions", body("The sea is"));
-    Call second(driver_.get(), "/v1/completions", body("Once upon a time"));
-    EXPECT_TRUE(first.wait_data(3));
-    EXPECT_TRUE(second.wait_data(3));
+    Call first(driver_.get(), "/v1/completions", body("The sea is", 900));
+    Call second(driver_.get(), "/v1/completions", body("Once upon a time", 900));
+    EXPECT_TRUE(first.wait_data(24));
+    EXPECT_TRUE(second.wait_data(24));
     const Json status = status_of(driver_.get());
     EXPECT_EQ(busy_slots(status), 2) << status;
     EXPECT_EQ(status["active"], 2) << status;
     EXPECT_EQ(status["idle_ms"], 0) << status;
+    first.cancel();
+    second.cancel();
     // A batch of two may round differently from a batch of one; the beginning is the same.
     EXPECT_EQ(first.streamed_text().substr(0, 40), alone[0].substr(0, 40));
     EXPECT_EQ(second.streamed_text().substr(0, 40), alone[1].substr(0, 40));
@@ -316,13 +319,10 @@ TEST_F(DriverTest, a_cancel_frees_the_slot_before_the_first_token) {
         Call call(driver_.get(), "/v1/completions",
                   R"({"prompt":)" + prompt + R"(,"stream":)" + stream + R"(,"max_tokens":500,)" + kGreedy + "}");
         ASSERT_TRUE(eventually([] { return busy_slots(status_of(driver_.get())) == 1; }));
-        const auto begin = steady_clock::now();
         call.cancel();
-        EXPECT_TRUE(call.wait(seconds(20)));
+        EXPECT_TRUE(call.wait());
         EXPECT_TRUE(eventually([] { return busy_slots(status_of(driver_.get())) == 0; }));
-        const auto took = std::chrono::duration_cast<milliseconds>(steady_clock::now() - begin);
-        EXPECT_LT(took.count(), 10000) << "far beyond a micro-batch of 32 tokens and 100 ms, even on a busy machine";
-        RecordProperty(std::string("cancel_ms_stream_") + stream, static_cast<int>(took.count()));
+        EXPECT_THAT(call.body(), testing::Not(HasSubstr(R"("finish_reason":"length")"))) << "it went on to its end";
     }
     expect_alive();
 }
@@ -333,12 +333,19 @@ TEST_F(DriverTest, a_cancel_in_the_middle_of_a_stream_ends_it) {
     ASSERT_TRUE(call.wait_data(5));
     call.cancel();
     call.cancel();
-    EXPECT_TRUE(call.wait(seconds(20)));
+    EXPECT_TRUE(call.wait());
     EXPECT_THAT(call.body(), testing::Not(HasSubstr("[DONE]")));
 }
 
 TEST_F(DriverTest, two_hundred_waiting_requests_need_no_threads) {
     const int threads_before = threads_of_process();
+    std::vector<std::unique_ptr<Call>> running; // one for each slot, and one that is prepared
+    for (int i = 0; i < 3; ++i) {
+        running.push_back(
+            std::make_unique<Call>(driver_.get(), "/v1/completions",
+                                   R"({"prompt":"Count:","max_tokens":1000,"ignore_eos":true,)" + kGreedy + "}"));
+    }
+    ASSERT_TRUE(eventually([] { return status_of(driver_.get())["active"] == 3; })) << status_of(driver_.get());
     std::vector<std::unique_ptr<Call>> calls;
     for (int i = 0; i < 200; ++i) {
         calls.push_back(std::make_unique<Call>(driver_.get(), "/v1/completions",
@@ -346,8 +353,9 @@ TEST_F(DriverTest, two_hundred_waiting_requests_need_no_threads) {
     }
     EXPECT_LE(threads_of_process(), threads_before);
     const Json status = status_of(driver_.get());
-    EXPECT_LE(status["active"], 3) << status;
-    EXPECT_GT(status["waiting"], 100) << status;
+    EXPECT_EQ(status["active"], 3) << status;
+    EXPECT_EQ(status["waiting"], 200) << status;
+    for (const auto & call : running) call->cancel();
     for (const auto & call : calls) EXPECT_EQ(call->status(), 200) << call->body();
 }
 
@@ -379,15 +387,15 @@ TEST_F(DriverTest, a_prompt_beyond_the_context_is_refused) {
     Call call(driver_.get(), "/v1/completions", R"({"prompt":")" + prompt + R"("})");
     EXPECT_EQ(call.status(), 400);
     EXPECT_EQ(call.json()["error"]["type"], "exceed_context_size_error") << call.body();
+    EXPECT_TRUE(call.json()["error"].contains("n_prompt_tokens")) << call.body();
     Call messages(driver_.get(), "/v1/messages",
                   R"({"max_tokens":5,"messages":[{"role":"user","content":")" + prompt + R"("}]})");
     EXPECT_EQ(messages.status(), 400);
     EXPECT_EQ(messages.json()["error"]["type"], "invalid_request_error") << messages.body();
-    const auto begin = steady_clock::now();
     Call huge(driver_.get(), "/v1/completions", R"({"prompt":")" + std::string(50 << 20, 'a') + R"("})");
     EXPECT_EQ(huge.status(), 400);
     EXPECT_EQ(huge.json()["error"]["type"], "exceed_context_size_error") << huge.body();
-    EXPECT_LT(steady_clock::now() - begin, seconds(10)) << "it is not tokenized";
+    EXPECT_FALSE(huge.json()["error"].contains("n_prompt_tokens")) << "it is not tokenized\n" << huge.body();
 }
 
 // Each of these aborted, hung, or exhausted the server as it comes from upstream, or might have.
@@ -639,14 +647,18 @@ TEST(DriverQueue, a_full_queue_and_a_passed_deadline) {
     Call prepared(driver.get(), "/v1/completions", body);
     ASSERT_TRUE(eventually([&] { return status_of(driver.get())["active"] == 2; }));
     Call waiting(driver.get(), "/v1/completions", body);
+    {
+        Call another(driver.get(), "/v1/completions", body);
+        Call refused(driver.get(), "/v1/completions", body);
+        EXPECT_EQ(refused.status(), 429);
+        EXPECT_EQ(refused.json()["error"]["type"], "rate_limit_error") << refused.body();
+        another.cancel();
+    }
     Call late(driver.get(), "/v1/messages", "{" + kQuestion + R"(,"max_tokens":5})", "POST", 50);
-    Call refused(driver.get(), "/v1/completions", body);
-    EXPECT_EQ(refused.status(), 429);
-    EXPECT_EQ(refused.json()["error"]["type"], "rate_limit_error") << refused.body();
     EXPECT_EQ(late.status(), 503);
     EXPECT_EQ(late.json()["error"]["type"], "overloaded_error") << late.body();
     waiting.cancel();
-    EXPECT_TRUE(waiting.wait(seconds(5)));
+    EXPECT_TRUE(waiting.wait());
     EXPECT_EQ(waiting.status(), 0) << "cancelled before its answer began";
     prepared.cancel();
     running.cancel();
@@ -706,13 +718,15 @@ TEST(DriverQueue, two_drivers_in_one_process) {
 class LlamaServer {
 public:
     LlamaServer() {
-        port_ = free_port();
+        std::string name = testing::TempDir() + "strata-driver-XXXXXX";
+        folder_ = ::mkdtemp(name.data());
         pid_ = ::fork();
         if (pid_ == 0) exec();
     }
     ~LlamaServer() {
         ::kill(pid_, SIGKILL);
         ::waitpid(pid_, nullptr, 0);
+        std::filesystem::remove_all(folder_);
     }
     bool wait_ready() const {
         return eventually([&] { return ask("GET", "/health", "").find(" 200 OK") != std::string::npos; }, seconds(60));
@@ -723,35 +737,23 @@ public:
     }
 
 private:
-    static sockaddr_in address(int port) {
-        sockaddr_in address{};
-        address.sin_family = AF_INET;
-        address.sin_port = htons(static_cast<uint16_t>(port));
-        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-        return address;
-    }
-    static int free_port() {
-        const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        sockaddr_in any = address(0);
-        socklen_t size = sizeof(any);
-        EXPECT_EQ(::bind(fd, reinterpret_cast<sockaddr *>(&any), size), 0);
-        EXPECT_EQ(::getsockname(fd, reinterpret_cast<sockaddr *>(&any), &size), 0);
-        ::close(fd);
-        return ntohs(any.sin_port);
-    }
+    // A socket of its own in place of a port, which another program could take.
+    std::string socket() const { return folder_ / "server.sock"; }
     [[noreturn]] void exec() const {
         const int null = ::open("/dev/null", O_WRONLY);
         ::dup2(null, STDOUT_FILENO);
         ::dup2(null, STDERR_FILENO);
-        const std::string port = std::to_string(port_);
         // as open_driver
-        ::execl(STRATA_LLAMA_SERVER, STRATA_LLAMA_SERVER, "-m", model_path().c_str(), "--host", "127.0.0.1", "--port",
-                port.c_str(), "-c", "2048", "-np", "2", "-t", "1", "-b", "32", "-ub", "32", "--fit", "off", nullptr);
+        ::execl(STRATA_LLAMA_SERVER, STRATA_LLAMA_SERVER, "-m", model_path().c_str(), "--host", socket().c_str(), "-c",
+                "2048", "-np", "2", "-t", "1", "-b", "32", "-ub", "32", "--fit", "off", nullptr);
         ::_exit(127);
     }
     std::string ask(const std::string & method, const std::string & path, const std::string & body) const {
-        const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        const sockaddr_in to = address(port_);
+        const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        sockaddr_un to{};
+        to.sun_family = AF_UNIX;
+        EXPECT_LT(socket().size(), sizeof(to.sun_path));
+        socket().copy(to.sun_path, sizeof(to.sun_path) - 1);
         std::string answer;
         if (::connect(fd, reinterpret_cast<const sockaddr *>(&to), sizeof(to)) == 0) {
             const std::string request = method + " " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" +
@@ -766,7 +768,7 @@ private:
         return answer;
     }
 
-    int port_ = 0;
+    std::filesystem::path folder_;
     pid_t pid_ = -1;
 };
 
@@ -824,9 +826,9 @@ TEST(DriverEmbeddings, are_answered_and_can_be_cancelled_between_results) {
     Call many(driver.get(), "/v1/embeddings", R"({"input":[)" + inputs + "]}");
     EXPECT_TRUE(eventually([&] { return busy_slots(status_of(driver.get())) > 0; }));
     many.cancel();
-    EXPECT_TRUE(many.wait(seconds(5)));
+    EXPECT_TRUE(many.wait());
     EXPECT_EQ(many.status(), 0) << "it had not ended before";
-    EXPECT_TRUE(eventually([&] { return busy_slots(status_of(driver.get())) == 0; }, seconds(5)));
+    EXPECT_TRUE(eventually([&] { return busy_slots(status_of(driver.get())) == 0; }));
 }
 
 } // namespace

@@ -41,7 +41,7 @@ fs::path model_path() {
     return cache / "models" / "smollm2-135m-instruct-q4_1.gguf";
 }
 
-bool eventually(const std::function<bool()> & condition, milliseconds timeout = seconds(30)) {
+bool eventually(const std::function<bool()> & condition, milliseconds timeout = seconds(60)) {
     const auto end = steady_clock::now() + timeout;
     while (!condition()) {
         if (steady_clock::now() > end) return false;
@@ -113,7 +113,9 @@ protected:
         EXPECT_TRUE(eventually([&] { return fs::exists(socket_); }));
         grpc::ChannelArguments arguments;
         arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
+        arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
         arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 50);
+        arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1); // nothing of an earlier engine on this path
         stub_ = Engine::NewStub(
             grpc::CreateCustomChannel("unix:" + socket_.string(), grpc::InsecureChannelCredentials(), arguments));
         EXPECT_TRUE(eventually([&] { return status().has_value(); })) << "the engine does not answer";
@@ -121,7 +123,7 @@ protected:
 
     std::optional<EngineStatus> status() {
         grpc::ClientContext context;
-        context.set_deadline(std::chrono::system_clock::now() + seconds(5));
+        context.set_deadline(std::chrono::system_clock::now() + seconds(60));
         EngineStatus status;
         if (!stub_->GetStatus(&context, {}, &status).ok()) return std::nullopt;
         return status;
@@ -271,9 +273,12 @@ TEST_F(EngineTest, cancelling_frees_the_slot) {
         CancelRequest request;
         request.set_request_id("r1");
         CancelResponse response;
-        grpc::ClientContext cancel;
-        EXPECT_TRUE(stub_->Cancel(&cancel, request, &response).ok());
-        EXPECT_TRUE(response.found());
+        // The head may be here before the engine has noted the id.
+        EXPECT_TRUE(eventually([&] {
+            grpc::ClientContext cancel;
+            EXPECT_TRUE(stub_->Cancel(&cancel, request, &response).ok());
+            return response.found();
+        }));
         while (stream->Read(&part)) {
         }
         EXPECT_TRUE(stream->Finish().ok());
@@ -339,7 +344,7 @@ TEST_F(EngineTest, an_orphan_ends_by_itself) {
             const int null = ::open("/dev/null", O_WRONLY);
             ::dup2(null, STDOUT_FILENO);
             ::execl(STRATA_ENGINE_PROGRAM, STRATA_ENGINE_PROGRAM, "driver", "--socket", socket_.c_str(),
-                    "--orphan-timeout-s", "2", "--log-level", "off", nullptr);
+                    "--orphan-timeout-s", "4", "--log-level", "off", nullptr);
         }
         for (int i = 0; i < 600 && ::access(socket_.c_str(), F_OK) != 0; ++i) ::usleep(50000);
         ::_exit(0);
@@ -347,8 +352,8 @@ TEST_F(EngineTest, an_orphan_ends_by_itself) {
     ::waitpid(starter, nullptr, 0);
     connect();
     const pid_t pid = static_cast<pid_t>(status()->pid());
-    for (int i = 0; i < 8; ++i) { // asked, it stays
-        std::this_thread::sleep_for(milliseconds(500));
+    for (int i = 0; i < 60; ++i) { // asked, it stays for longer than that
+        std::this_thread::sleep_for(milliseconds(100));
         ASSERT_TRUE(status().has_value());
     }
     EXPECT_TRUE(eventually([&] { return ::kill(pid, 0) != 0 || !fs::exists(socket_); }));
@@ -489,17 +494,21 @@ TEST_F(JobTest, failures_are_lines_of_json) {
 }
 
 TEST_F(JobTest, sigterm_cancels_an_import) {
-    const std::string store = folder_ / "store";
-    Process process({"import", "--store", store, model_path()}, folder_ / "output");
     const auto has_line = [&] {
         std::ifstream file(folder_ / "output");
         std::string line;
         return static_cast<bool>(std::getline(file, line));
     };
-    ASSERT_TRUE(eventually([&] { return has_line() || process.has_ended(); }));
-    process.signal(SIGTERM);
-    const int code = process.wait();
-    if (code == 0) GTEST_SKIP() << "it was done before the signal came";
+    int code = 0;
+    for (int attempt = 0; code == 0 && attempt < 20; ++attempt) { // again, when it was done before the signal came
+        fs::remove(folder_ / "output");
+        const std::string store = folder_ / std::to_string(attempt);
+        Process process({"import", "--store", store, model_path()}, folder_ / "output");
+        ASSERT_TRUE(eventually([&] { return has_line() || process.has_ended(); }));
+        process.signal(SIGTERM);
+        code = process.wait();
+        fs::remove_all(store);
+    }
     EXPECT_EQ(code, 1);
     std::ifstream file(folder_ / "output");
     std::string last;

@@ -343,10 +343,9 @@ TEST_F(Ending, DrainLetsRunningRequestsFinish) {
     Client idle = client();
     idle.send(get("/healthz"));
     EXPECT_EQ(idle.read_answer().status, 200);
-    Client half = client(); // a request under way
-    half.send("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Le");
-    ASSERT_TRUE(eventually([&] { return metric("strata_http_open_connections") == 4; }));
-    std::this_thread::sleep_for(50ms);
+    Client half = client(); // a request under way: the server has read its begin with the one before
+    half.send(get("/healthz") + "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Le");
+    EXPECT_EQ(half.read_answer().status, 200);
 
     const uint16_t port = server->port();
     server->drain();
@@ -363,7 +362,7 @@ TEST_F(Ending, DrainLetsRunningRequestsFinish) {
     EXPECT_FALSE(server->wait_idle(20ms));
     stream->sink->on_end(1, 1);
     EXPECT_EQ(streaming.read_answer().body, "data: last\n\n");
-    EXPECT_TRUE(server->wait_idle(10s));
+    EXPECT_TRUE(server->wait_idle(60s));
 }
 
 TEST_F(Ending, StopCancelsWhatRuns) {

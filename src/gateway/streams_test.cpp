@@ -74,7 +74,7 @@ TEST(Streams, AThousandAtOnceCostNoThreads) {
     std::vector<std::string> received(clients.size());
     std::vector<int64_t> late_us;
     size_t ended = 0;
-    const auto deadline = Clock::now() + 60s;
+    const auto deadline = Clock::now() + 200s;
     while (ended < clients.size() && Clock::now() < deadline) {
         epoll_event events[64];
         const int count = ::epoll_wait(poller, events, 64, 1000);
@@ -103,7 +103,8 @@ TEST(Streams, AThousandAtOnceCostNoThreads) {
     engine.join();
     ::close(poller);
     EXPECT_EQ(late_us.size(), size_t{kStreams} * kEvents);
-    EXPECT_EQ(threads(), threads_before);
+    // A thread that was joined may be listed for a moment more.
+    EXPECT_TRUE(eventually([&] { return threads() == threads_before; })) << threads();
     std::sort(late_us.begin(), late_us.end());
     if (!late_us.empty()) {
         fmt::print("{} events: late by {} us in the median, {} us at p99, {} us at most\n", late_us.size(),

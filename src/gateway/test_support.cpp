@@ -14,7 +14,7 @@ namespace strata::gateway::testing {
 
 namespace {
 
-constexpr int kPatienceMs = 10'000;
+constexpr int kPatienceMs = 60'000;
 
 }
 

@@ -21,7 +21,7 @@
 
 namespace strata::gateway::testing {
 
-// Polls until the condition holds; false after ten seconds.
+// Polls until the condition holds; false after a minute.
 bool eventually(const std::function<bool()> & condition);
 
 class FakeCall final : public ApiCall {
@@ -48,7 +48,7 @@ public:
     std::vector<ModelSummary> models() override { return model_list; }
     bool accepting() override { return accepts; }
 
-    // The next request that came in; waits for it. Nothing after ten seconds.
+    // The next request that came in; waits for it. Nothing after a minute.
     std::optional<Served> next();
     size_t count() const { return count_; }
 
@@ -85,7 +85,7 @@ public:
     HttpAnswer read_answer(bool head_only = false);
     // Until the answer so far contains the text.
     bool read_until(std::string_view text);
-    // Whether the server has closed the connection, within ten seconds.
+    // Whether the server has closed the connection, within a minute.
     bool closed_by_server();
     const std::string & received() const { return buffer_; }
     int fd() const { return fd_.get(); }
