@@ -1,5 +1,6 @@
 #include "daemon/serve_call.h"
 
+#include "base/api_error.h"
 #include "daemon/limits.h"
 #include "gateway/api_error.h"
 
@@ -127,7 +128,7 @@ void ServeCall::fail(int http_status, const std::string & message, std::optional
     } else if (listening) {
         if (retry) sink_->on_retry_after(static_cast<int>(std::chrono::ceil<std::chrono::seconds>(*retry).count()));
         sink_->on_head(http_status, "application/json");
-        sink_->on_data(gateway::error_body(path_, http_status, message));
+        sink_->on_data(error_body(path_, http_status, message));
     }
     end(0, 0);
 }

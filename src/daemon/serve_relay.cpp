@@ -1,7 +1,7 @@
 #include "daemon/serve_relay.h"
 
+#include "base/api_error.h"
 #include "daemon/limits.h"
-#include "gateway/api_error.h"
 #include "gateway/json_scanner.h"
 #include "gateway/limits.h"
 
@@ -46,7 +46,7 @@ void ServeRelay::OnReadDone(bool ok) {
     request.path = head.path();
     const auto refuse = [&](int status, std::string_view message) {
         on_head(status, "application/json");
-        on_data(gateway::error_body(request.path, status, message));
+        on_data(error_body(request.path, status, message));
         on_end(0, 0);
     };
     if (head.body().size() > limits::kBodyBytes) {

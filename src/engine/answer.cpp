@@ -1,5 +1,7 @@
 #include "engine/answer.h"
 
+#include "base/api_error.h"
+
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
@@ -12,54 +14,6 @@ namespace strata::engine {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-std::string dump(const Json & json) {
-    return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
-
-const char * openai_type(int http_status) {
-    switch (http_status) {
-    case 401:
-        return "authentication_error";
-    case 403:
-        return "permission_error";
-    case 404:
-        return "not_found_error";
-    case 429:
-        return "rate_limit_error";
-    case 501:
-        return "not_supported_error";
-    case 503:
-        return "unavailable_error";
-    default:
-        return http_status >= 500 ? "server_error" : "invalid_request_error";
-    }
-}
-
-// https://docs.anthropic.com/en/api/errors
-const char * anthropic_type(int http_status) {
-    switch (http_status) {
-    case 401:
-        return "authentication_error";
-    case 403:
-        return "permission_error";
-    case 404:
-        return "not_found_error";
-    case 413:
-        return "request_too_large";
-    case 429:
-        return "rate_limit_error";
-    case 503:
-    case 529:
-        return "overloaded_error";
-    default:
-        return http_status >= 500 ? "api_error" : "invalid_request_error";
-    }
-}
-
-Json anthropic_error(int http_status, std::string_view message) {
-    return Json{{"type", "error"}, {"error", Json{{"type", anthropic_type(http_status)}, {"message", message}}}};
-}
 
 // The number after `key` at its last place in the text.
 std::optional<int32_t> last_number(std::string_view text, std::string_view key) {
@@ -82,18 +36,6 @@ bool is_request_error(std::string_view message) {
 
 } // namespace
 
-bool is_anthropic(std::string_view path) {
-    return path.starts_with("/v1/messages");
-}
-
-std::string error_body(std::string_view path, int http_status, std::string_view message, std::string_view type) {
-    if (is_anthropic(path)) return dump(anthropic_error(http_status, message));
-    return dump(Json{{"error", Json{{"message", message},
-                                    {"type", type.empty() ? openai_type(http_status) : type},
-                                    {"code", http_status},
-                                    {"param", nullptr}}}});
-}
-
 std::string corrected_error(std::string_view path, int & http_status, std::string body) {
     Json json = Json::parse(body, nullptr, false);
     if (!json.is_object() || !json.contains("error") || !json["error"].is_object()) {
@@ -105,11 +47,11 @@ std::string corrected_error(std::string_view path, int & http_status, std::strin
     if (http_status == 500 && is_request_error(message)) {
         http_status = 400;
         error["code"] = 400;
-        error["type"] = openai_type(400);
+        error["type"] = openai_error_type(400);
     }
-    if (is_anthropic(path)) return dump(anthropic_error(http_status, message));
+    if (is_anthropic(path)) return error_body(path, http_status, message);
     if (!error.contains("param")) error["param"] = nullptr;
-    return dump(json);
+    return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 std::string corrected_event(std::string_view path, std::string event) {
@@ -118,7 +60,7 @@ std::string corrected_event(std::string_view path, std::string event) {
     const Json json = Json::parse(std::string_view(event).substr(kPrefix.size()), nullptr, false);
     if (!json.is_object() || !json.contains("message") || !json["message"].is_string()) return event;
     const int status = json.contains("code") && json["code"].is_number_integer() ? json["code"].get<int>() : 500;
-    return std::string(kPrefix) + dump(anthropic_error(status, json["message"].get<std::string>())) + "\n\n";
+    return std::string(kPrefix) + error_body(path, status, json["message"].get<std::string>()) + "\n\n";
 }
 
 void TokenCounter::read(std::string_view piece) {

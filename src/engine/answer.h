@@ -4,14 +4,9 @@
 #include <string>
 #include <string_view>
 
-// The shapes of answers: errors as the clients of an API expect them, and what an answer says about its tokens.
+// What llama.cpp's server answers, made right: errors as the clients of an API expect them, and what is said about
+// tokens.
 namespace strata::engine {
-
-// "/v1/messages" and below speak Anthropic's shapes, everything else OpenAI's.
-bool is_anthropic(std::string_view path);
-
-// The JSON body of an error. `type` is OpenAI's ("invalid_request_error"); empty: what fits the status.
-std::string error_body(std::string_view path, int http_status, std::string_view message, std::string_view type = {});
 
 // An error body of llama.cpp's server as the client should see it: Anthropic's shape where the path wants it, and a
 // status that tells the client's mistakes from ours. Changes `http_status`.

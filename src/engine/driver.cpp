@@ -1,6 +1,6 @@
 #include "engine/driver.h"
 
-#include "engine/answer.h"
+#include "base/api_error.h"
 #include "engine/driver_limits.h"
 #include "engine/llama_args.h"
 #include "engine/log.h"

@@ -1,5 +1,6 @@
 #include "engine/server_host.h"
 
+#include "base/api_error.h"
 #include "base/text.h"
 #include "engine/answer.h"
 #include "engine/driver_limits.h"

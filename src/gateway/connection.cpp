@@ -1,6 +1,6 @@
 #include "gateway/connection.h"
 
-#include "gateway/api_error.h"
+#include "base/api_error.h"
 #include "gateway/pages.h"
 
 #include <boost/asio/co_spawn.hpp>

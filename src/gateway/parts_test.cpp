@@ -137,20 +137,11 @@ TEST(AccessPolicy, TakesLoopbackAndAllowedNamesOnly) {
     }
 }
 
-TEST(ApiError, HasTheShapeOfTheApi) {
-    const auto openai = nlohmann::json::parse(error_body("/v1/chat/completions", 404, "no \"x\""));
-    EXPECT_EQ(openai["error"]["message"], "no \"x\"");
-    EXPECT_EQ(openai["error"]["code"], 404);
-    EXPECT_EQ(openai["error"]["type"], "invalid_request_error");
-    EXPECT_TRUE(openai["error"]["param"].is_null());
-    const auto anthropic = nlohmann::json::parse(error_body("/v1/messages/count_tokens", 404, "no"));
-    EXPECT_EQ(anthropic["type"], "error");
-    EXPECT_EQ(anthropic["error"]["type"], "not_found_error");
+TEST(ApiError, AnEventHasTheShapeOfTheApi) {
     EXPECT_TRUE(error_event("/v1/messages", 503, "x").starts_with("event: error\ndata: {\"type\":\"error\""));
     EXPECT_TRUE(error_event("/v1/responses", 503, "x").starts_with("event: error\ndata: {"));
     EXPECT_TRUE(error_event("/v1/completions", 503, "x").starts_with("data: {\"error\""));
     // Bytes that are not UTF-8 must not end up in JSON.
-    EXPECT_FALSE(nlohmann::json::parse(error_body("/", 400, "\xff\xfe"), nullptr, false).is_discarded());
 }
 
 TEST(Routes, MatchWholePathsAndDecodeNames) {

@@ -1,6 +1,6 @@
 #include "gateway/server.h"
 
-#include "gateway/api_error.h"
+#include "base/api_error.h"
 #include "gateway/connect.h"
 #include "gateway/server_context.h"
 #include "gateway/task.h"
