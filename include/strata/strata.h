@@ -69,7 +69,7 @@ typedef struct strata_model_options {
     const char * views; /* folder for the view of a stored model that llama.cpp maps; NULL: beside the store */
     int32_t gpu_layers; /* layers on a GPU, -1 for all */
     bool no_mmap;       /* read the weights instead of mapping them */
-    bool verify;        /* hash every blob before it is used */
+    bool verify;        /* hash before use every blob whose file changed since it was hashed last */
     strata_progress_fn progress;
     void * user;
 } strata_model_options;
@@ -192,7 +192,7 @@ typedef struct strata_driver_options {
     const char * const * llama_args; /* NULL-terminated, more arguments in llama-server's syntax; NULL: none */
     strata_progress_fn progress;
     void * user;
-    bool verify; /* hash every blob before it is used */
+    bool verify; /* hash before use every blob whose file changed since it was hashed last */
 } strata_driver_options;
 
 /* Loads; one driver at a time loads in a process. */

@@ -19,7 +19,7 @@ struct DriverOptions {
     int32_t batch_tokens = 0;
     int32_t gpu_layers = 0;
     bool embeddings = false;
-    bool verify = false; // hash every blob first
+    bool verify = false; // hash first every blob that was not hashed since it was changed
     int32_t max_waiting = 0;
     int64_t max_waiting_bytes = 0;
     std::vector<std::string> llama_args;

@@ -132,7 +132,7 @@ grpc::Status DriverSlot::load(const v1::LoadRequest & request, const std::functi
     options.max_waiting = given.max_waiting();
     options.max_waiting_bytes = given.max_waiting_bytes();
     options.llama_args = llama_args.data();
-    options.verify = true; // damage is found before it is used; hashing runs at the speed of the page cache
+    options.verify = true; // damage is found before it is used
     options.progress = [](const char *, uint64_t done, uint64_t total, void * user) {
         return (*static_cast<const std::function<bool(float)> *>(user))(static_cast<float>(done) /
                                                                         static_cast<float>(total));

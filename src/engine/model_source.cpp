@@ -44,7 +44,7 @@ absl::StatusOr<ModelSource> ModelSource::open_stored(std::string_view model, con
     STRATA_RETURN_IF_ERROR(lease.status());
     source.lease_ = *std::move(lease);
     if (options.verify) {
-        STRATA_ASSIGN_OR_RETURN(const auto problems, source.store_->verify(name, options.progress));
+        STRATA_ASSIGN_OR_RETURN(const auto problems, source.store_->verify_for_use(name, options.progress));
         if (!problems.empty()) return absl::DataLossError(problems.front().sentence);
     }
     const auto views = options.views.empty() ? root.parent_path() / "views" : options.views;

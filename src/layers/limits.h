@@ -12,6 +12,7 @@ inline constexpr uint64_t kStoreIndexBytes = uint64_t{64} << 20;  // index.json
 inline constexpr uint64_t kModelIndexBytes = uint64_t{256} << 20; // the tensor index of one model
 inline constexpr uint64_t kLineageBytes = uint64_t{1} << 20;
 inline constexpr uint64_t kLeaseBytes = uint64_t{64} << 20;
+inline constexpr uint64_t kVerifiedBytes = uint64_t{64} << 20;
 
 inline constexpr size_t kJsonDepth = 32;
 inline constexpr size_t kJsonTokens = size_t{8} << 20; // values, keys, brackets: bounds the memory of a parsed document

@@ -181,6 +181,9 @@ public:
     // look.
     absl::StatusOr<std::vector<BlobProblem>> verify(const std::optional<ModelName> & name,
                                                     const Progress & progress) const;
+    // The same before a model is used, in the time of a look at its files: a blob that was whole when it was hashed
+    // last, and whose file was not changed since, is not hashed again.
+    absl::StatusOr<std::vector<BlobProblem>> verify_for_use(const ModelName & name, const Progress & progress) const;
 
     // `holder` is for people: who keeps the blobs. kNotFound when one of them is not in the store.
     absl::StatusOr<Lease> lease(std::string_view holder, const std::vector<Digest> & digests);

@@ -11,6 +11,10 @@
 #include <set>
 #include <string>
 
+namespace strata::layers {
+class VerifiedBlobs;
+}
+
 // The inside of the store, shared by the files that implement it; nobody else includes this.
 namespace strata::layers {
 
@@ -73,6 +77,10 @@ public:
     // The last step of making a model, when all its blobs but the lineage's are in the store and `lease` keeps them.
     absl::Status name_manifest(const ModelName & name, oci::Descriptor manifest, const LoadedModel & model,
                                const Lineage & lineage, Lease & lease) const;
+
+    // See Store::verify; without the blobs that are `known` to be whole.
+    absl::StatusOr<std::vector<BlobProblem>> verify(const std::optional<ModelName> & name, const VerifiedBlobs * known,
+                                                    const Progress & progress) const;
 
     // All blobs that index.json or a living lease reaches. Removes the files of leases whose holders are gone. An error
     // when a manifest can't be read, since what it refers to is then unknown.

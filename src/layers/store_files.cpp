@@ -148,6 +148,11 @@ absl::Status StoreFiles::replace_index(std::string_view text, const StoreLock & 
     return disk_.sync_folder(root_);
 }
 
+absl::Status StoreFiles::replace_verified(std::string_view text, const StoreLock & exclusive) const {
+    STRATA_CHECK(exclusive.mode() == StoreLock::Mode::kExclusive);
+    return write_whole(verified(), text, exclusive);
+}
+
 std::string unique_file_name() {
     uint64_t random = 0;
     STRATA_CHECK(::getentropy(&random, sizeof random) == 0);

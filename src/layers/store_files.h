@@ -52,6 +52,7 @@ private:
 //   tmp/      files that are being written, locked by their writers
 //   leases/   one file per lease, locked by its holder
 //   lock      see StoreLock
+//   verified  see VerifiedBlobs
 class StoreFiles {
 public:
     StoreFiles(std::filesystem::path root, Disk & disk)
@@ -68,6 +69,7 @@ public:
     std::filesystem::path index() const { return root_ / "index.json"; }
     std::filesystem::path temporary() const { return root_ / "tmp"; }
     std::filesystem::path leases() const { return root_ / "leases"; }
+    std::filesystem::path verified() const { return root_ / "verified"; }
 
     absl::StatusOr<StoreLock> lock(StoreLock::Mode mode) const { return StoreLock::take(root_ / "lock", mode); }
     absl::StatusOr<StoreLock> lock_shared() const { return lock(StoreLock::Mode::kShared); }
@@ -83,6 +85,8 @@ public:
     absl::StatusOr<TempFile> new_temp(const StoreLock & lock) const;
     // Replaces index.json, and makes what was renamed into blobs/ before durable first.
     absl::Status replace_index(std::string_view text, const StoreLock & exclusive) const;
+    // Replaces the list of verified blobs.
+    absl::Status replace_verified(std::string_view text, const StoreLock & exclusive) const;
 
 private:
     absl::Status write_whole(const std::filesystem::path & to, std::string_view text, const StoreLock & lock) const;

@@ -2,6 +2,7 @@
 #include "layers/catalog.h"
 #include "layers/limits.h"
 #include "layers/store_core.h"
+#include "layers/verified_blobs.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -156,13 +157,33 @@ std::string damaged_tensors(const OpenFile & file, const std::filesystem::path &
     return fmt::format("; damaged: {}{}", fmt::join(damaged, ", "), more > 0 ? fmt::format(" and {} more", more) : "");
 }
 
+// What came out, from several threads.
+class Findings {
+public:
+    void add_problem(const Job & job, std::string_view what) {
+        const std::lock_guard lock(mutex_);
+        problems_.push_back({job.digest, fmt::format("blob {} ({}) {}", job.digest.to_string(), job.owner, what)});
+    }
+    void add_whole(const Digest & digest, const FileStamp & stamp) {
+        const std::lock_guard lock(mutex_);
+        whole_.insert(digest, stamp);
+        any_whole_ = true;
+    }
+    std::vector<BlobProblem> take_problems() { return std::move(problems_); }
+    // Null when there is nothing to remember.
+    const VerifiedBlobs * whole() const { return any_whole_ ? &whole_ : nullptr; }
+
+private:
+    std::mutex mutex_;
+    std::vector<BlobProblem> problems_;
+    VerifiedBlobs whole_;
+    bool any_whole_ = false;
+};
+
 // An error only when cancelled.
-absl::Status check_blob(const StoreFiles & files, const Job & job, SharedProgress & progress,
-                        const std::function<void(const Digest &, std::string)> & report) {
+absl::Status check_blob(const StoreFiles & files, const Job & job, SharedProgress & progress, Findings & findings) {
     const std::filesystem::path path = files.blob(job.digest);
-    const auto blame = [&](std::string_view what) {
-        report(job.digest, fmt::format("blob {} ({}) {}", job.digest.to_string(), job.owner, what));
-    };
+    const auto blame = [&](std::string_view what) { findings.add_problem(job, what); };
     const absl::StatusOr<OpenFile> file = open_regular(path);
     if (!file.ok()) {
         if (absl::IsNotFound(file.status())) {
@@ -180,6 +201,8 @@ absl::Status check_blob(const StoreFiles & files, const Job & job, SharedProgres
 #ifdef __linux__
     ::posix_fadvise(file->fd.get(), 0, 0, POSIX_FADV_SEQUENTIAL);
 #endif
+    const std::optional<FileStamp> before = FileStamp::of(*file);
+    const bool settled = before && !before->is_fresh();
     Sha256 hasher;
     absl::Status read = read_range(*file, path, 0, file->size, [&](std::span<const std::byte> piece) {
         hasher.update(piece);
@@ -193,21 +216,58 @@ absl::Status check_blob(const StoreFiles & files, const Job & job, SharedProgres
     if (const Digest digest = hasher.finish(); digest != job.digest) {
         blame(fmt::format("is damaged: its bytes have the digest {}{}{}", digest.to_string(),
                           damaged_tensors(*file, path, job.tensors), cure));
+    } else if (settled && FileStamp::of(*file) == before) {
+        findings.add_whole(job.digest, *before);
     }
     return absl::OkStatus();
+}
+
+// Hashes in a few threads. An error only when cancelled.
+absl::Status check_blobs(const StoreFiles & files, const std::vector<Job> & jobs, const Progress & progress,
+                         Findings & findings) {
+    uint64_t total = 0;
+    for (const Job & job : jobs) total += job.size.value_or(0);
+    SharedProgress shared(progress, total);
+    std::mutex mutex; // of failure
+    absl::Status failure;
+    std::atomic<size_t> next = 0;
+    const auto work = [&] {
+        for (size_t i = next++; i < jobs.size(); i = next++) {
+            const absl::Status checked = check_blob(files, jobs[i], shared, findings);
+            if (checked.ok()) continue;
+            const std::lock_guard lock(mutex);
+            failure = checked;
+            next = jobs.size();
+        }
+    };
+    std::vector<std::thread> threads;
+    for (unsigned i = 1; i < std::min(kThreads, std::thread::hardware_concurrency()); ++i) threads.emplace_back(work);
+    work();
+    for (std::thread & thread : threads) thread.join();
+    return failure;
 }
 
 } // namespace
 
 absl::StatusOr<std::vector<BlobProblem>> Store::verify(const std::optional<ModelName> & name,
                                                        const Progress & progress) const {
-    const StoreFiles & files = core_->files;
-    Plan plan(*core_);
+    return core_->verify(name, nullptr, progress);
+}
+
+absl::StatusOr<std::vector<BlobProblem>> Store::verify_for_use(const ModelName & name,
+                                                               const Progress & progress) const {
+    const VerifiedBlobs known = VerifiedBlobs::read(core_->files);
+    return core_->verify(name, &known, progress);
+}
+
+absl::StatusOr<std::vector<BlobProblem>>
+StoreCore::verify(const std::optional<ModelName> & name, const VerifiedBlobs * known, const Progress & progress) const {
+    Plan plan(*this);
     std::vector<Job> jobs;
     std::optional<Lease> lease; // what is being looked at must not be collected meanwhile
     {
         STRATA_ASSIGN_OR_RETURN(const StoreLock lock, files.lock_shared());
-        STRATA_ASSIGN_OR_RETURN(const auto listed, core_->read_index());
+        STRATA_ASSIGN_OR_RETURN(const auto listed, read_index());
         const oci::Index & index = *listed;
         if (name) {
             const oci::Descriptor * entry = catalog::find(index, name->to_string());
@@ -234,33 +294,16 @@ absl::StatusOr<std::vector<BlobProblem>> Store::verify(const std::optional<Model
             lease = Lease(*std::move(held));
         }
     }
+    if (known != nullptr) std::erase_if(jobs, [&](const Job & job) { return known->contains(files, job.digest); });
 
+    Findings findings;
+    STRATA_RETURN_IF_ERROR(check_blobs(files, jobs, progress, findings));
+    if (const VerifiedBlobs * whole = findings.whole(); whole != nullptr) {
+        // What can't be remembered (a full disk) is hashed again.
+        if (const auto lock = files.lock_exclusive(); lock.ok()) whole->merge_into(files, *lock).IgnoreError();
+    }
     std::vector<BlobProblem> problems = plan.take_problems();
-    std::mutex mutex; // of problems and failure
-    absl::Status failure;
-    uint64_t total = 0;
-    for (const Job & job : jobs) total += job.size.value_or(0);
-    SharedProgress shared(progress, total);
-    std::atomic<size_t> next = 0;
-    const auto work = [&] {
-        for (size_t i = next++; i < jobs.size(); i = next++) {
-            const absl::Status checked =
-                check_blob(files, jobs[i], shared, [&](const Digest & digest, std::string sentence) {
-                    const std::lock_guard lock(mutex);
-                    problems.push_back({digest, std::move(sentence)});
-                });
-            if (checked.ok()) continue;
-            const std::lock_guard lock(mutex);
-            failure = checked;
-            next = jobs.size();
-        }
-    };
-    std::vector<std::thread> threads;
-    for (unsigned i = 1; i < std::min(kThreads, std::thread::hardware_concurrency()); ++i) threads.emplace_back(work);
-    work();
-    for (std::thread & thread : threads) thread.join();
-
-    STRATA_RETURN_IF_ERROR(failure);
+    for (BlobProblem & problem : findings.take_problems()) problems.push_back(std::move(problem));
     std::sort(problems.begin(), problems.end(),
               [](const BlobProblem & a, const BlobProblem & b) { return a.sentence < b.sentence; });
     return problems;

@@ -1,8 +1,13 @@
 #include "layers/store.h"
 #include "layers/store_testing.h"
+#include "layers/verified_blobs.h"
 
 #include <fmt/format.h>
 #include <gmock/gmock.h>
+
+#include <algorithm>
+#include <chrono>
+#include <thread>
 
 namespace strata::layers::testing {
 namespace {
@@ -57,6 +62,50 @@ TEST_F(VerifyTest, AFlippedByteIsFoundAndItsTensorNamed) {
                       HasSubstr("import or pull the model again")));
     EXPECT_THAT(verify(model_name("one")), SizeIs(1));
     EXPECT_THAT(verify(model_name("two")), IsEmpty());
+}
+
+// Until all blobs look old: the file system's own time can't be set.
+void settle(const std::filesystem::path & blobs) {
+    const auto any_fresh = [&blobs] {
+        const auto files = std::filesystem::directory_iterator(blobs);
+        return std::any_of(begin(files), end(files),
+                           [](const auto & entry) { return FileStamp::of(*open_regular(entry.path()))->is_fresh(); });
+    };
+    while (any_fresh()) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+}
+
+TEST_F(VerifyTest, WhatWasHashedAndNotChangedSinceIsNotHashedForUse) {
+    uint64_t total = 0;
+    const auto for_use = [&] {
+        total = 0;
+        const auto found = store_->verify_for_use(model_name("one"), [&total](uint64_t, uint64_t all) {
+            total = all;
+            return true;
+        });
+        EXPECT_OK(found);
+        return found.ok() ? found->size() : 0;
+    };
+    EXPECT_EQ(for_use(), 0u);
+    EXPECT_GT(total, 0u);
+    settle(block().parent_path());
+    EXPECT_EQ(for_use(), 0u); // hashed and remembered
+    EXPECT_EQ(for_use(), 0u);
+    EXPECT_EQ(total, 0u);
+
+    // Another byte, and the time of writing as it was.
+    const auto written = std::filesystem::last_write_time(block());
+    std::string bytes = model_.layers[3];
+    bytes[100] ^= 1;
+    write_file(block(), bytes);
+    std::filesystem::last_write_time(block(), written);
+    EXPECT_EQ(for_use(), 1u);
+    settle(block().parent_path());
+    EXPECT_EQ(for_use(), 1u) << "damage is not remembered as whole";
+
+    // A list that is damaged costs time only.
+    write_file(folder_.path() / "store/verified", "\xff 1 2\nabc");
+    EXPECT_EQ(for_use(), 1u);
+    EXPECT_GT(total, 0u);
 }
 
 TEST_F(VerifyTest, DamageOutsideOfTensorsIsCalledSo) {
