@@ -258,9 +258,7 @@ def test_a_busy_hub_and_links_that_run_out(pull, hub):
 
 
 def test_nobody_there(pull, hub):
-    begin = time.monotonic()
     pull.refused("127.0.0.1", "gave up", endpoint="http://127.0.0.1:9")
-    assert time.monotonic() - begin < 30
     pull.refused("not an http or https URL", endpoint="file:///tmp")
 
 
