@@ -250,6 +250,10 @@ private:
             Finish({grpc::StatusCode::INVALID_ARGUMENT, error});
             return;
         }
+        if (request_.options().context_tokens() < 0) {
+            Finish({grpc::StatusCode::INVALID_ARGUMENT, "context_tokens is negative"});
+            return;
+        }
         progress_.set_fraction(static_cast<float>(++step_) / kSteps);
         if (step_ == kSteps) {
             const std::lock_guard lock(engine_.mutex);
@@ -355,8 +359,9 @@ int run_job(std::string_view kind, std::string_view subject) {
         say(R"({"error":{"code":"INVALID_ARGUMENT","message":"refused by the stub"}})");
         return 1;
     }
-    say(kind == "verify" ? R"({"finished":true,"problems":["a problem"]})"
-                         : fmt::format(R"({{"finished":true,"digest":"sha256:{}"}})", std::string(64, '0')));
+    say(kind == "verify"
+            ? R"({"finished":true,"problems":["a problem"]})"
+            : fmt::format(R"({{"finished":true,"name":"stub:latest","digest":"sha256:{}"}})", std::string(64, '0')));
     return 0;
 }
 

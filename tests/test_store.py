@@ -79,6 +79,16 @@ def test_a_split_model_gives_the_same_layers(daemon, llama, tmp_path):
     assert missing.returncode == 1 and missing.stderr
 
 
+def test_an_import_says_which_name_it_gave(daemon, tmp_path):
+    assert daemon.cli("import", str(MODEL_FILE), "--name", "aaa").stdout.startswith("aaa:latest")
+    assert daemon.cli("import", str(MODEL_FILE)).stdout.startswith("minilm:f16")  # the same content by another name
+    other = tmp_path / "minilm-f16.gguf"
+    other.symlink_to(SMOLLM2)
+    done = daemon.cli("import", str(other))
+    assert done.stdout.startswith("minilm:f16")
+    assert "was the name of another model" in done.stderr
+
+
 def test_every_layer_is_a_gguf_file(daemon):
     daemon.cli("import", str(MODEL_FILE), "--name", "m")
     for index, layer in enumerate(daemon.json("show", "m")["layers"]):

@@ -235,12 +235,13 @@ STRATA_API strata_status strata_driver_status(strata_driver * driver, char ** js
 /* ------------------------------------------------------------------------------------------------- store ------- */
 
 /* Imports GGUF files (one, or every file of a split model in any order), or with one source "oci:DIR[:REF]" an OCI
- * layout, under NAME[:TAG]; NULL takes a name from the file. *digest (the manifest's) is freed with strata_free. */
+ * layout, under NAME[:TAG]; NULL takes a name from the file. *reference is "NAME:TAG@DIGEST", with the manifest's
+ * digest; freed with strata_free. */
 STRATA_API strata_status strata_import(const char * store, const char * const * sources, size_t count,
-                                       const char * name, strata_progress_fn progress, void * user, char ** digest);
+                                       const char * name, strata_progress_fn progress, void * user, char ** reference);
 /* Fetches "hf://ORG/REPO/FILE" and imports it. Resumes an earlier attempt. The token is $HF_TOKEN. */
 STRATA_API strata_status strata_pull(const char * store, const char * url, const char * name,
-                                     strata_progress_fn progress, void * user, char ** digest);
+                                     strata_progress_fn progress, void * user, char ** reference);
 /* Hashes every blob of a model, or with NULL of the whole store. *problems_json: a list of sentences, empty when all is
  * well; the call is STRATA_CORRUPT when it is not. Freed with strata_free. */
 STRATA_API strata_status strata_verify(const char * store, const char * model, strata_progress_fn progress, void * user,

@@ -50,7 +50,6 @@ absl::Status report_started(const Context & context, std::string_view what) {
 
 absl::StatusOr<int> serve(const Context & context, const ServeOptions & options) {
     const std::vector<std::string> & arguments = options.arguments;
-    if (!options.detach) return exec_daemon(context.home, arguments);
     if (daemon_listens(context.home)) {
         if (!arguments.empty()) {
             return absl::AlreadyExistsError("a daemon runs already, with the options it was started with; end it with "
@@ -59,6 +58,7 @@ absl::StatusOr<int> serve(const Context & context, const ServeOptions & options)
         STRATA_RETURN_IF_ERROR(report_started(context, "a daemon runs already"));
         return 0;
     }
+    if (!options.detach) return exec_daemon(context.home, arguments);
     STRATA_RETURN_IF_ERROR(start_daemon(context.home, arguments, context.output));
     STRATA_RETURN_IF_ERROR(report_started(context, "the daemon runs"));
     return 0;

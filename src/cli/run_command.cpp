@@ -229,7 +229,8 @@ void add_run_command(Commands & commands) {
         ->take_all();
     app.add_option("--json-schema", options->json_schema_file, "The answer is JSON that matches the schema in FILE")
         ->type_name("FILE");
-    app.add_option("--context", options->context_tokens, "Tokens that a conversation may have; reloads the model")
+    app.add_option("--context", options->context_tokens,
+                   "Tokens that a conversation may have; reloads the model, which keeps it")
         ->check(CLI::Range(int32_t{1}, INT32_MAX).description(""))
         ->type_name("N");
     app.add_flag("--keep", options->keep, "Don't unload the model when it is idle");

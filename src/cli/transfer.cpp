@@ -86,11 +86,25 @@ private:
     std::string what_;
 };
 
-absl::StatusOr<v1::Model> finish(const Context & context, const v1::JobProgress & result) {
+// `before` are the models from before the job: its name may have been that of another one.
+absl::StatusOr<v1::Model> finish(const Context & context, const v1::JobProgress & result,
+                                 const v1::ListModelsResponse & before) {
     if (context.output.json) context.output.json_line(to_json(result));
     if (!result.has_model())
         return absl::InternalError("the daemon does not name the model that it made; see `strata ls`");
-    return result.model();
+    const v1::Model & made = result.model();
+    for (const v1::Model & old : before.models()) {
+        if (old.name() != made.name() || old.digest() == made.digest()) continue;
+        context.output.note(fmt::format("{} was the name of another model ({}) until now; --name gives another name",
+                                        safe_text(made.name()), short_digest(old.digest())));
+    }
+    return made;
+}
+
+// Whether models of the architecture only embed. For a hint: the daemon also looks at a model's pooling.
+bool is_encoder(std::string_view architecture) {
+    return architecture.find("bert") != std::string_view::npos || architecture == "t5encoder" ||
+           architecture.ends_with("-embedding");
 }
 
 absl::StatusOr<int> announce(const Context & context, const absl::StatusOr<v1::Model> & model) {
@@ -98,7 +112,9 @@ absl::StatusOr<int> announce(const Context & context, const absl::StatusOr<v1::M
     if (context.output.json) return 0;
     context.output.line(fmt::format("{}  {}  {}", context.output.out_style(Style::kBold, safe_text(model->name())),
                                     human_bytes(model->size_bytes()), short_digest(model->digest())));
-    context.output.note(fmt::format("`strata run {}` talks to it", safe_text(model->name())));
+    const std::string name = safe_text(model->name());
+    context.output.note(is_encoder(model->architecture()) ? fmt::format("`strata embed {} TEXT` makes vectors", name)
+                                                          : fmt::format("`strata run {}` talks to it", name));
     return 0;
 }
 
@@ -150,12 +166,13 @@ absl::StatusOr<v1::Model> import_model(const Context & context, Client & client,
     v1::ImportModelRequest request;
     for (const std::string & source : sources) request.add_sources(source);
     request.set_name(name);
+    const v1::ListModelsResponse before = client.list_models().value_or(v1::ListModelsResponse());
     v1::JobProgress result;
     {
         JobView view(context, fs::path(sources.front()).filename().native());
         STRATA_ASSIGN_OR_RETURN(result, client.import_model(request, std::ref(view)));
     }
-    STRATA_ASSIGN_OR_RETURN(v1::Model model, finish(context, result));
+    STRATA_ASSIGN_OR_RETURN(v1::Model model, finish(context, result, before));
     ImportedFiles(context.home).remember(sources, {model.name(), model.digest()});
     return model;
 }
@@ -165,12 +182,13 @@ absl::StatusOr<v1::Model> pull_model(const Context & context, Client & client, c
     v1::PullModelRequest request;
     request.set_url(url);
     request.set_name(name);
+    const v1::ListModelsResponse before = client.list_models().value_or(v1::ListModelsResponse());
     v1::JobProgress result;
     {
         JobView view(context, url.substr(url.rfind('/') + 1));
         STRATA_ASSIGN_OR_RETURN(result, client.pull_model(request, std::ref(view)));
     }
-    return finish(context, result);
+    return finish(context, result, before);
 }
 
 absl::StatusOr<std::string> model_for(const Context & context, Client & client, const std::string & model) {

@@ -371,6 +371,27 @@ TEST_F(DaemonTest, LoadThatFailsIsReportedAndNotTriedAgain) {
     EXPECT_THAT(again.error_message(), HasSubstr("tensor blk.0 is missing"));
 }
 
+TEST_F(DaemonTest, OptionsThatCannotBeServedAreNotKept) {
+    node.add_model("m");
+    node.start();
+    v1::ServeOptions good;
+    good.set_slots(3);
+    ASSERT_TRUE(start_model("m", false, &good).ok());
+    v1::ServeOptions bad = good;
+    bad.set_context_tokens(-1);
+    EXPECT_EQ(start_model("m", false, &bad).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    EXPECT_EQ(node.chat("m").status, 200);
+    EXPECT_EQ(node.deployment("m:latest").engine().options().slots(), 3);
+    EXPECT_EQ(node.deployment("m:latest").engine().options().context_tokens(), 0);
+    // Nor are they there after a restart.
+    EXPECT_EQ(start_model("m", false, &bad).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    ::kill(node.pid(), SIGTERM);
+    EXPECT_EQ(node.wait(), 0);
+    node.start();
+    EXPECT_EQ(node.chat("m").status, 200);
+    EXPECT_EQ(node.deployment("m:latest").engine().options().slots(), 3);
+}
+
 TEST_F(DaemonTest, EngineOfAnotherBuildIsNotUsed) {
     node.add_model("m");
     node.set("STRATA_STUB_BUILD", "another-build");
@@ -784,8 +805,25 @@ TEST_F(DaemonTest, KeptModelsAndOptionsSurviveARestart) {
 
 TEST_F(DaemonTest, AddressBeyondLoopbackIsRefused) {
     node.launch({"--listen", "0.0.0.0:0"});
-    EXPECT_EQ(node.wait(), 1);
+    EXPECT_EQ(node.wait(), 2);
     EXPECT_THAT(node.log(), HasSubstr("loopback"));
+}
+
+TEST_F(DaemonTest, WrongUseIsExitCodeTwo) {
+    for (const std::vector<std::string> & wrong : {std::vector<std::string>{"--bogus"},
+                                                   {"--listen", "nowhere"},
+                                                   {"--idle-timeout", "soon"},
+                                                   {"--drain", "-1s"},
+                                                   {"--max-loaded", "-1"},
+                                                   {"--log-level", "loud"}}) {
+        node.launch(wrong);
+        EXPECT_EQ(node.wait(), 2) << ::testing::PrintToString(wrong);
+    }
+    node.launch({"--help"});
+    EXPECT_EQ(node.wait(), 0);
+    // What is right but fails.
+    node.launch({"--home", "/dev/null/home"});
+    EXPECT_EQ(node.wait(), 1);
 }
 
 // ------------------------------------------------------------------------------------------------ jobs, logs

@@ -133,9 +133,12 @@ void Deployment::start(const std::optional<v1::ServeOptions> & options, bool kee
         return;
     }
     const bool other_options = options && !same(*options, options_);
-    if (options) options_ = *options;
+    if (other_options) {
+        if (!proven_options_) proven_options_ = options_;
+        options_ = *options;
+    }
     keep_ = keep_ || keep;
-    if (options || keep) remember();
+    if (keep) remember();
 
     if (state_ == v1::Deployment::STATE_READY && !other_options && !outdated_) {
         if (observer) {
@@ -378,6 +381,10 @@ void Deployment::become_ready() {
         stop(limits::kRequestDeadline, {});
         return;
     }
+    if (proven_options_) {
+        proven_options_.reset();
+        remember();
+    }
     v1::LoadProgress ready;
     ready.set_fraction(1);
     ready.set_ready(true);
@@ -397,6 +404,7 @@ void Deployment::start_failed(const absl::Status & status) {
                                                                                                                  : 500;
     fail_waiting(http_status, last_error_);
     finish_observers(absl::Status(status.code(), last_error_));
+    drop_untried_options();
     state_ = v1::Deployment::STATE_STOPPING;
     if (process_) {
         terminate();
@@ -512,6 +520,7 @@ void Deployment::process_ended(ExitStatus exit) {
         return;
     }
     if (healthy) failures_in_row_ = 0;
+    if (was_loading) drop_untried_options();
     crashed(how);
 }
 
@@ -605,8 +614,15 @@ void Deployment::poll() {
             }));
 }
 
+// A person's mistake in the options of one start must not make the model unusable.
+void Deployment::drop_untried_options() {
+    if (!proven_options_) return;
+    options_ = *std::move(proven_options_);
+    proven_options_.reset();
+}
+
 void Deployment::remember() {
-    const absl::Status saved = context_.state.save(SavedDeployment{name_, options_, keep_});
+    const absl::Status saved = context_.state.save(SavedDeployment{name_, proven_options_.value_or(options_), keep_});
     if (!saved.ok()) spdlog::error("the options of {} are not remembered: {}", name_, std::string(saved.message()));
 }
 

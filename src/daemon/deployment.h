@@ -164,6 +164,7 @@ private:
                       std::optional<std::chrono::milliseconds> retry = {});
     void finish_observers(const absl::Status & status);
     void remember();
+    void drop_untried_options();
     std::string serving() const { return "the engine serving " + name_; }
 
     DeploymentContext & context_;
@@ -172,6 +173,8 @@ private:
 
     State state_ = v1::Deployment::STATE_STOPPED;
     v1::ServeOptions options_; // as asked for
+    // What it was served with before, until a load has shown that `options_` can be used.
+    std::optional<v1::ServeOptions> proven_options_;
     bool keep_ = false;
 
     std::deque<std::shared_ptr<ServeCall>> waiting_;

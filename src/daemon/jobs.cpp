@@ -204,6 +204,7 @@ absl::StatusOr<JobResult> job_result(const JobSpec & spec, const std::string & l
         if (finished != last.end() && finished->is_boolean() && finished->get<bool>() && exit.code == 0 &&
             exit.signal == 0) {
             JobResult result;
+            result.name = text_of(last, "name");
             result.digest = text_of(last, "digest");
             if (const auto problems = last.find("problems"); problems != last.end() && problems->is_array()) {
                 for (const json & problem : *problems) {

@@ -30,7 +30,8 @@ struct JobStep {
 };
 
 struct JobResult {
-    std::string digest;                // of an import or a pull: the manifest
+    std::string name;                  // of an import or a pull: NAME:TAG
+    std::string digest;                // and the manifest
     std::vector<std::string> problems; // of a verification
 };
 

@@ -218,20 +218,20 @@ absl::StatusOr<JobSpec> ModelsService::verify_job(const v1::VerifyModelRequest &
 
 grpc::ServerWriteReactor<v1::JobProgress> * ModelsService::Import(grpc::CallbackServerContext *,
                                                                   const v1::ImportModelRequest * request) {
-    return run(import_job(*request), request->name());
+    return run(import_job(*request));
 }
 
 grpc::ServerWriteReactor<v1::JobProgress> * ModelsService::Pull(grpc::CallbackServerContext *,
                                                                 const v1::PullModelRequest * request) {
-    return run(pull_job(*request), request->name());
+    return run(pull_job(*request));
 }
 
 grpc::ServerWriteReactor<v1::JobProgress> * ModelsService::Verify(grpc::CallbackServerContext *,
                                                                   const v1::VerifyModelRequest * request) {
-    return run(verify_job(*request), {});
+    return run(verify_job(*request));
 }
 
-grpc::ServerWriteReactor<v1::JobProgress> * ModelsService::run(const absl::StatusOr<JobSpec> & spec, std::string name) {
+grpc::ServerWriteReactor<v1::JobProgress> * ModelsService::run(const absl::StatusOr<JobSpec> & spec) {
     const std::shared_ptr<Writer> writer = Writer::make();
     if (!spec.ok()) {
         writer->finish(to_grpc(spec.status()));
@@ -246,14 +246,14 @@ grpc::ServerWriteReactor<v1::JobProgress> * ModelsService::run(const absl::Statu
         progress.set_total_bytes(step.total_bytes);
         writer->progress(progress);
     };
-    handlers.done = [this, writer, progress_so_far, name = std::move(name)](absl::StatusOr<JobResult> result) {
+    handlers.done = [this, writer, progress_so_far](absl::StatusOr<JobResult> result) {
         if (!result.ok()) {
             writer->finish(to_grpc(result.status()));
             return;
         }
-        boost::asio::post(workers_, [this, writer, progress_so_far, name, result = std::move(*result)] {
+        boost::asio::post(workers_, [this, writer, progress_so_far, result = std::move(*result)] {
             v1::JobProgress last = *progress_so_far; // its totals are for who looks at the end only
-            finish_message(result, name, last);
+            finish_message(result, last);
             writer->write(std::move(last));
             writer->finish(grpc::Status::OK);
         });
@@ -262,20 +262,15 @@ grpc::ServerWriteReactor<v1::JobProgress> * ModelsService::run(const absl::Statu
     return writer.get();
 }
 
-void ModelsService::finish_message(const JobResult & result, const std::string & name,
-                                   v1::JobProgress & message) const {
+void ModelsService::finish_message(const JobResult & result, v1::JobProgress & message) const {
     message.set_finished(true);
     for (const std::string & problem : result.problems) message.add_problems(valid_utf8(problem));
     if (result.digest.empty()) return;
     const auto models = store_.list();
     if (!models.ok()) return;
-    const auto wanted = ModelName::parse(name);
     const LayerUsers users = layers::models_by_layer(*models);
     for (const StoredModel & model : *models) {
-        if (model.manifest.to_string() != result.digest) continue;
-        const bool named = wanted.ok() && model.name == *wanted;
-        if (named || !message.has_model()) *message.mutable_model() = to_proto(model, users);
-        if (named) break;
+        if (model.name.to_string() == result.name) *message.mutable_model() = to_proto(model, users);
     }
 }
 

@@ -48,9 +48,8 @@ private:
     absl::StatusOr<JobSpec> pull_job(const v1::PullModelRequest & request) const;
     absl::StatusOr<JobSpec> verify_job(const v1::VerifyModelRequest & request) const;
     absl::Status show(const v1::ShowModelRequest & request, v1::ShowModelResponse & response) const;
-    grpc::ServerWriteReactor<v1::JobProgress> * run(const absl::StatusOr<JobSpec> & spec, std::string name);
-    // `name`, when it is not empty, is the one that was asked for; several names may have the digest.
-    void finish_message(const JobResult & result, const std::string & name, v1::JobProgress & message) const;
+    grpc::ServerWriteReactor<v1::JobProgress> * run(const absl::StatusOr<JobSpec> & spec);
+    void finish_message(const JobResult & result, v1::JobProgress & message) const;
 
     const Home home_;
     layers::Store & store_;

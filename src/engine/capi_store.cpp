@@ -23,8 +23,8 @@ absl::StatusOr<std::string_view> optional_string(const char * text, std::string_
 } // namespace
 
 strata_status strata_import(const char * store, const char * const * sources, size_t count, const char * name,
-                            strata_progress_fn progress, void * user, char ** digest) {
-    if (digest != nullptr) *digest = nullptr;
+                            strata_progress_fn progress, void * user, char ** reference) {
+    if (reference != nullptr) *reference = nullptr;
     return guarded([&]() -> absl::Status {
         STRATA_REQUIRE_ARGUMENT(sources);
         if (count == 0 || count > kMaxSources) {
@@ -38,23 +38,25 @@ strata_status strata_import(const char * store, const char * const * sources, si
         }
         STRATA_ASSIGN_OR_RETURN(const auto root, to_path(store, "store"));
         STRATA_ASSIGN_OR_RETURN(const auto model_name, optional_string(name, "name"));
-        STRATA_ASSIGN_OR_RETURN(const strata::Digest result,
+        STRATA_ASSIGN_OR_RETURN(const Imported imported,
                                 import_model(root, files, model_name, to_progress(progress, user)));
-        if (digest != nullptr) *digest = copy_string(result.to_string());
+        if (reference != nullptr)
+            *reference = copy_string(fmt::format("{}@{}", imported.name, imported.manifest.to_string()));
         return absl::OkStatus();
     });
 }
 
 strata_status strata_pull(const char * store, const char * url, const char * name, strata_progress_fn progress,
-                          void * user, char ** digest) {
-    if (digest != nullptr) *digest = nullptr;
+                          void * user, char ** reference) {
+    if (reference != nullptr) *reference = nullptr;
     return guarded([&]() -> absl::Status {
         STRATA_ASSIGN_OR_RETURN(const auto address, bounded_string(url, kMaxPathBytes, "url"));
         STRATA_ASSIGN_OR_RETURN(const auto root, to_path(store, "store"));
         STRATA_ASSIGN_OR_RETURN(const auto model_name, optional_string(name, "name"));
-        STRATA_ASSIGN_OR_RETURN(const strata::Digest result,
+        STRATA_ASSIGN_OR_RETURN(const Imported imported,
                                 pull_model(root, address, model_name, to_progress(progress, user)));
-        if (digest != nullptr) *digest = copy_string(result.to_string());
+        if (reference != nullptr)
+            *reference = copy_string(fmt::format("{}@{}", imported.name, imported.manifest.to_string()));
         return absl::OkStatus();
     });
 }

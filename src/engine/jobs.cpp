@@ -87,10 +87,13 @@ int failed(strata_status status) {
     return 1;
 }
 
-int finished(strata_status status, char * digest) {
+// `reference` is NAME:TAG@DIGEST.
+int finished(strata_status status, char * reference) {
     if (status != STRATA_OK) return failed(status);
-    print(Json{{"finished", true}, {"digest", digest}});
-    strata_free(digest);
+    const std::string_view text = reference;
+    const size_t at = text.find('@');
+    print(Json{{"finished", true}, {"name", text.substr(0, at)}, {"digest", text.substr(at + 1)}});
+    strata_free(reference);
     return 0;
 }
 
@@ -105,19 +108,19 @@ int run_import(const std::string & store, const std::string & name, const std::v
     std::vector<const char *> paths;
     for (const std::string & source : sources) paths.push_back(source.c_str());
     Progress progress;
-    char * digest = nullptr;
+    char * reference = nullptr;
     const strata_status status =
-        strata_import(or_null(store), paths.data(), paths.size(), or_null(name), on_progress, &progress, &digest);
-    return finished(status, digest);
+        strata_import(or_null(store), paths.data(), paths.size(), or_null(name), on_progress, &progress, &reference);
+    return finished(status, reference);
 }
 
 int run_pull(const std::string & store, const std::string & name, const std::string & url) {
     start_job();
     Progress progress;
-    char * digest = nullptr;
+    char * reference = nullptr;
     const strata_status status =
-        strata_pull(or_null(store), url.c_str(), or_null(name), on_progress, &progress, &digest);
-    return finished(status, digest);
+        strata_pull(or_null(store), url.c_str(), or_null(name), on_progress, &progress, &reference);
+    return finished(status, reference);
 }
 
 int run_verify(const std::string & store, const std::string & model) {

@@ -7,7 +7,7 @@ namespace strata::engine {
 
 // Work on the layer store in a process of its own, so that a hostile file can end no other. Each function prints its
 // progress as lines of JSON on stdout, {"phase":…,"done":…,"total":…}, and one last line:
-//   {"finished":true,"digest":"sha256:…"}                      import, pull
+//   {"finished":true,"name":"m:latest","digest":"sha256:…"}    import, pull
 //   {"finished":true,"problems":["…"]}                         verify
 //   {"error":{"code":"INVALID_ARGUMENT","message":"…"}}        any, with exit code 1
 // and returns the exit code. SIGTERM and SIGINT cancel.

@@ -612,10 +612,10 @@ TEST(StrataStore, ImportOpenVerify) {
     const TemporaryFolder folder;
     const std::string store = (folder / "store").string();
     const char * const source = kSmolLm2.c_str();
-    char * digest = nullptr;
-    ASSERT_EQ(strata_import(store.c_str(), &source, 1, "smol:test", nullptr, nullptr, &digest), STRATA_OK)
+    char * reference = nullptr;
+    ASSERT_EQ(strata_import(store.c_str(), &source, 1, "smol:test", nullptr, nullptr, &reference), STRATA_OK)
         << strata_last_error();
-    EXPECT_THAT(Text(digest).get(), testing::StartsWith("sha256:"));
+    EXPECT_THAT(Text(reference).get(), testing::StartsWith("smol:test@sha256:"));
 
     strata_model_options options;
     STRATA_INIT(&options);
@@ -666,13 +666,15 @@ TEST(StrataStore, ErrorsAreTold) {
     EXPECT_EQ(strata_model_open("", &options, &model), STRATA_INVALID_ARGUMENT);
     EXPECT_EQ(strata_model_open(std::string(10000, 'a').c_str(), &options, &model), STRATA_INVALID_ARGUMENT);
     const char * const sources[] = {"/nonexistent.gguf"};
-    char * digest = reinterpret_cast<char *>(8);
-    EXPECT_EQ(strata_import(store.c_str(), sources, 1, "x", nullptr, nullptr, &digest), STRATA_NOT_FOUND);
-    EXPECT_EQ(digest, nullptr);
+    char * reference = reinterpret_cast<char *>(8);
+    EXPECT_EQ(strata_import(store.c_str(), sources, 1, "x", nullptr, nullptr, &reference), STRATA_NOT_FOUND);
+    EXPECT_EQ(reference, nullptr);
     EXPECT_THAT(strata_last_error(), HasSubstr("/nonexistent.gguf"));
-    EXPECT_EQ(strata_import(store.c_str(), sources, 0, "x", nullptr, nullptr, &digest), STRATA_INVALID_ARGUMENT);
-    EXPECT_EQ(strata_import(store.c_str(), sources, SIZE_MAX, "x", nullptr, nullptr, &digest), STRATA_INVALID_ARGUMENT);
-    EXPECT_EQ(strata_import(store.c_str(), sources, 1, "Bad Name", nullptr, nullptr, &digest), STRATA_INVALID_ARGUMENT);
+    EXPECT_EQ(strata_import(store.c_str(), sources, 0, "x", nullptr, nullptr, &reference), STRATA_INVALID_ARGUMENT);
+    EXPECT_EQ(strata_import(store.c_str(), sources, SIZE_MAX, "x", nullptr, nullptr, &reference),
+              STRATA_INVALID_ARGUMENT);
+    EXPECT_EQ(strata_import(store.c_str(), sources, 1, "Bad Name", nullptr, nullptr, &reference),
+              STRATA_INVALID_ARGUMENT);
     for (const char * url : {"http://x/y", "hf://a/b/../c", "hf://", ""}) {
         EXPECT_EQ(strata_pull(store.c_str(), url, nullptr, nullptr, nullptr, nullptr), STRATA_INVALID_ARGUMENT) << url;
     }

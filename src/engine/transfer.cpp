@@ -35,17 +35,18 @@ absl::StatusOr<layers::ModelName> name_or(std::string_view given, std::string_vi
                          : layers::ModelName::parse(given);
 }
 
-absl::StatusOr<Digest> import_files(layers::Store & store, const std::vector<std::filesystem::path> & files,
-                                    const layers::ModelName & name, layers::ImportOptions options,
-                                    const TransferProgress & progress) {
+absl::StatusOr<Imported> import_files(layers::Store & store, const std::vector<std::filesystem::path> & files,
+                                      const layers::ModelName & name, layers::ImportOptions options,
+                                      const TransferProgress & progress) {
     options.engine_build = STRATA_ENGINE_BUILD_STRING;
     options.threads = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1U, kMaxImportThreads));
     options.progress = in_phase(progress, "importing");
-    return layers::import_gguf(store, files, name, options);
+    STRATA_ASSIGN_OR_RETURN(const Digest manifest, layers::import_gguf(store, files, name, options));
+    return Imported{name.to_string(), manifest};
 }
 
-absl::StatusOr<Digest> import_layout(layers::Store & store, std::string_view source, std::string_view name,
-                                     const TransferProgress & progress) {
+absl::StatusOr<Imported> import_layout(layers::Store & store, std::string_view source, std::string_view name,
+                                       const TransferProgress & progress) {
     source.remove_prefix(kOciPrefix.size());
     const size_t colon = source.find(':');
     const std::string_view folder = source.substr(0, colon);
@@ -56,8 +57,10 @@ absl::StatusOr<Digest> import_layout(layers::Store & store, std::string_view sou
     // A reference that is no name of ours still names a model; its text does for a file's name.
     if (!model_name.ok() && name.empty()) model_name = layers::ModelName::from_file(reference);
     STRATA_RETURN_IF_ERROR(model_name.status());
-    return store.import_oci(std::filesystem::path(folder), reference, *model_name, in_phase(progress, "importing"),
-                            &layers::check_layer);
+    STRATA_ASSIGN_OR_RETURN(const Digest manifest,
+                            store.import_oci(std::filesystem::path(folder), reference, *model_name,
+                                             in_phase(progress, "importing"), &layers::check_layer));
+    return Imported{model_name->to_string(), manifest};
 }
 
 absl::StatusOr<std::vector<layers::HubFile>> download(const layers::HubUrl & url, const std::filesystem::path & folder,
@@ -74,8 +77,8 @@ absl::StatusOr<std::vector<layers::HubFile>> download(const layers::HubUrl & url
 
 } // namespace
 
-absl::StatusOr<Digest> import_model(const std::filesystem::path & store, const std::vector<std::string> & sources,
-                                    std::string_view name, const TransferProgress & progress) {
+absl::StatusOr<Imported> import_model(const std::filesystem::path & store, const std::vector<std::string> & sources,
+                                      std::string_view name, const TransferProgress & progress) {
     if (sources.empty()) return absl::InvalidArgumentError("there is nothing to import");
     const bool layout = sources.front().starts_with(kOciPrefix);
     if (layout && sources.size() > 1) return absl::InvalidArgumentError("an OCI layout is imported alone");
@@ -85,8 +88,8 @@ absl::StatusOr<Digest> import_model(const std::filesystem::path & store, const s
     return import_files(*opened, {sources.begin(), sources.end()}, model_name, {}, progress);
 }
 
-absl::StatusOr<Digest> pull_model(const std::filesystem::path & store, std::string_view url, std::string_view name,
-                                  const TransferProgress & progress) {
+absl::StatusOr<Imported> pull_model(const std::filesystem::path & store, std::string_view url, std::string_view name,
+                                    const TransferProgress & progress) {
     STRATA_ASSIGN_OR_RETURN(const layers::HubUrl parsed, layers::HubUrl::parse(url));
     STRATA_ASSIGN_OR_RETURN(const layers::ModelName model_name, name_or(name, parsed.file));
     const auto root = or_default(store);
@@ -97,12 +100,12 @@ absl::StatusOr<Digest> pull_model(const std::filesystem::path & store, std::stri
     if (downloaded.size() == 1) options.origin_sha256 = downloaded.front().sha256;
     std::vector<std::filesystem::path> files;
     for (const layers::HubFile & file : downloaded) files.push_back(file.path);
-    STRATA_ASSIGN_OR_RETURN(const Digest digest, import_files(*opened, files, model_name, options, progress));
+    STRATA_ASSIGN_OR_RETURN(Imported imported, import_files(*opened, files, model_name, options, progress));
     for (const auto & file : files) {
         std::error_code ignored; // the model is in; a file that stays is found again by the next pull
         std::filesystem::remove(file, ignored);
     }
-    return digest;
+    return imported;
 }
 
 absl::StatusOr<std::vector<std::string>> verify_store(const std::filesystem::path & store, std::string_view name,

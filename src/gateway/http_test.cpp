@@ -119,7 +119,9 @@ TEST_F(Http, ListsModelsForOpenAiAndAnthropic) {
     EXPECT_EQ(list["last_id"], "b:q4");
     EXPECT_EQ(nlohmann::json::parse(ask(get("/v1/models/org%2Fm%3Alatest")).body)["id"], "org/m:latest");
     EXPECT_EQ(nlohmann::json::parse(ask(get("/v1/models/org/m")).body)["id"], "org/m:latest");
-    EXPECT_EQ(ask(get("/v1/models/b")).status, 404);
+    EXPECT_EQ(nlohmann::json::parse(ask(get("/v1/models/b")).body)["id"], "b:q4"); // the only one of that name
+    EXPECT_EQ(ask(get("/v1/models/b:latest")).status, 404);
+    EXPECT_EQ(ask(get("/v1/models/c")).status, 404);
     EXPECT_EQ(backend.count(), 0u);
 }
 

@@ -55,11 +55,15 @@ std::string models_json(const std::vector<ModelSummary> & models) {
 }
 
 std::optional<std::string> model_json(const std::vector<ModelSummary> & models, std::string_view name) {
+    // As in requests: the name itself, its ":latest", or the only model of that name whatever its tag.
     const std::string latest = fmt::format("{}:latest", name);
+    const std::string any_tag = fmt::format("{}:", name);
+    std::vector<const ModelSummary *> tagged;
     for (const ModelSummary & model : models) {
         if (model.name == name || model.name == latest) return dump(to_json(model));
+        if (model.name.starts_with(any_tag)) tagged.push_back(&model);
     }
-    return std::nullopt;
+    return tagged.size() == 1 ? std::optional(dump(to_json(*tagged.front()))) : std::nullopt;
 }
 
 std::string index_page(bool with_connect) {

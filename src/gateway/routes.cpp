@@ -8,7 +8,7 @@ namespace {
 
 constexpr std::array kRoutes = {
     Route{"/", Handler::kIndex, false, "this page"},
-    Route{"/healthz", Handler::kHealth, false, "200 while requests are taken, 503 while shutting down"},
+    Route{"/healthz", Handler::kHealth, false, "200 while requests are taken"},
     Route{"/metrics", Handler::kMetrics, false, "Prometheus metrics"},
     Route{"/v1/models", Handler::kModels, false, "the models of this node (OpenAI and Anthropic shape)"},
     Route{"/v1/models/", Handler::kModel, false, "one of them, by its name"},

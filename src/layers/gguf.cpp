@@ -111,7 +111,7 @@ absl::Status Parser::parse_start(uint64_t & tensors, uint64_t & keys) {
     std::string_view magic;
     STRATA_RETURN_IF_ERROR(take(4, "magic", magic));
     if (magic != GGUF_MAGIC) {
-        return fail(fmt::format("not a GGUF file: it begins with \"{}\" instead of \"GGUF\"", printable(magic)));
+        return fail("not a GGUF file: it does not begin with \"GGUF\"");
     }
     uint32_t version = 0;
     STRATA_RETURN_IF_ERROR(read("version", version));

@@ -112,8 +112,7 @@ TEST(GgufHostile, Start) {
         change(builder);
         return builder.build();
     };
-    expect_refused(with([](auto & b) { b.magic = "FUGG"; }), "it begins with \"FUGG\" instead of \"GGUF\"");
-    expect_refused(with([](auto & b) { b.magic = std::string("\x1b[2J", 4); }), "\\x1b[2J");
+    expect_refused(with([](auto & b) { b.magic = "FUGG"; }), "it does not begin with \"GGUF\"");
     for (const uint32_t version : {0u, 1u, 4u, 0xffffffffu}) {
         expect_refused(with([&](auto & b) { b.version = version; }), fmt::format("version {} of GGUF", version));
     }
