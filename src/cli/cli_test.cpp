@@ -125,6 +125,12 @@ TEST_F(Cli, WrongUseIsExitStatusTwo) {
         EXPECT_EQ(program->out, "");
         EXPECT_NE(program->err, "");
     }
+    auto unknown = on_pipes({"--no-color", "bogus", "ls\x1b[31m"});
+    EXPECT_EQ(unknown->wait(), 2);
+    EXPECT_EQ(unknown->err, "strata: there is no command \"bogus\"; see `strata --help`\n");
+    auto option = on_pipes({"--bogus", "--json"});
+    EXPECT_EQ(option->wait(), 2);
+    EXPECT_EQ(Json::parse(option->out)["error"]["message"], "there is no option \"--bogus\"; see `strata --help`");
     auto json = on_pipes({"ls", "extra", "--json"});
     EXPECT_EQ(json->wait(), 2);
     EXPECT_EQ(Json::parse(json->out)["error"]["code"], "invalid_argument");
@@ -279,6 +285,20 @@ TEST_F(Cli, ImportShowsABarAndCleansItUp) {
     EXPECT_THAT(interrupted->out.substr(interrupted->out.rfind('\r')), StartsWith("\r\x1b[K"));
 }
 
+TEST_F(Cli, ImportSaysWhichCommandUsesTheModel) {
+    start_daemon();
+    const std::string file = folder_ / "model.gguf";
+    std::ofstream(file) << "GGUF";
+    auto chat = on_pipes({"import", file, "--name", "chat"});
+    EXPECT_EQ(chat->wait(), 0);
+    EXPECT_THAT(chat->err, HasSubstr("`strata run chat:latest`"));
+    daemon_->imported_architecture = "nomic-bert";
+    auto vectors = on_pipes({"import", file, "--name", "vectors"});
+    EXPECT_EQ(vectors->wait(), 0);
+    EXPECT_THAT(vectors->err, HasSubstr("`strata embed vectors:latest TEXT`"));
+    EXPECT_THAT(vectors->err, Not(HasSubstr("strata run")));
+}
+
 TEST_F(Cli, VerifyFailsWhenSomethingIsDamaged) {
     start_daemon();
     EXPECT_EQ(on_pipes({"verify"})->wait(), 0);
@@ -392,6 +412,13 @@ TEST_F(Cli, CompletionKnowsCommandsOptionsAndModels) {
     EXPECT_EQ(complete(strata + "show ''", 2), "m:latest\n");
     EXPECT_EQ(complete(strata + "--home /tmp show m", 4), "m:latest\n");
     EXPECT_EQ(complete(strata + "show m:latest ''", 3), "\n");
+    // A flag takes no value: what follows it is a word like any other.
+    EXPECT_EQ(complete(strata + "--json sh", 2), "show\n");
+    EXPECT_EQ(complete(strata + "--json show ''", 3), "m:latest\n");
+    EXPECT_EQ(complete(strata + "show --tensors ''", 3), "m:latest\n");
+    EXPECT_EQ(complete(strata + "serve --detach --log-level ''", 4), "trace debug info warn error\n");
+    EXPECT_EQ(complete(strata + "logs -n ''", 3), "\n");
+    EXPECT_EQ(complete(strata + "ls --he", 2), "--help\n"); // once
     EXPECT_THAT(complete(strata + "import " + folder_.native() + "/", 2), HasSubstr(home_.root.native()));
 }
 

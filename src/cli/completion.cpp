@@ -15,6 +15,7 @@ struct Options {
     std::vector<std::string> all;         // "--name", "-n"
     std::vector<std::string> with_values; // those that a value follows
     std::vector<std::string> with_files;  // those whose value is a file or a folder
+    std::vector<std::string> with_levels; // those whose value is a level of the daemon's log
 };
 
 Options options_of(const CLI::App & app) {
@@ -24,13 +25,21 @@ Options options_of(const CLI::App & app) {
         for (const std::string & name : option->get_lnames()) names.push_back("--" + name);
         for (const std::string & name : option->get_snames()) names.push_back("-" + name);
         options.all.insert(options.all.end(), names.begin(), names.end());
-        if (option->get_type_size() == 0) continue;
+        if (option->get_expected_max() == 0) continue; // a flag
         options.with_values.insert(options.with_values.end(), names.begin(), names.end());
         if (option->get_type_name() == "FILE" || option->get_type_name() == "DIR") {
             options.with_files.insert(options.with_files.end(), names.begin(), names.end());
         }
+        if (option->get_type_name() == "LEVEL") {
+            options.with_levels.insert(options.with_levels.end(), names.begin(), names.end());
+        }
     }
     return options;
+}
+
+// A pattern of bash's `case` with what is done there; none when there are no words.
+std::string case_of(const std::set<std::string> & words, std::string_view action) {
+    return words.empty() ? "" : fmt::format("        {}) {} ;;\n", fmt::join(words, " | "), action);
 }
 
 // The first positional says what is completed: a model's name, a file, or both.
@@ -66,7 +75,7 @@ _strata() {{
     COMPREPLY=()
 
     case $prev in
-{files}        {values}) return ;;
+{files}{levels}        {values}) return ;;
     esac
 
     local command="" arguments=0 i
@@ -110,21 +119,28 @@ std::string bash_completion(const CLI::App & app) {
     const Options global = options_of(app);
     std::set<std::string> values(global.with_values.begin(), global.with_values.end());
     std::set<std::string> files(global.with_files.begin(), global.with_files.end());
+    std::set<std::string> levels(global.with_levels.begin(), global.with_levels.end());
     std::vector<std::string> names;
     std::string commands;
     for (const CLI::App * command : app.get_subcommands([](const CLI::App *) { return true; })) {
-        const Options options = options_of(*command);
+        Options options = options_of(*command);
+        // The global ones are offered in any case; --help is an option of every command.
+        std::erase_if(options.all, [&](const std::string & name) {
+            return std::find(global.all.begin(), global.all.end(), name) != global.all.end();
+        });
         values.insert(options.with_values.begin(), options.with_values.end());
         files.insert(options.with_files.begin(), options.with_files.end());
+        levels.insert(options.with_levels.begin(), options.with_levels.end());
         names.push_back(command->get_name());
         commands += fmt::format("        {})\n            options+=\" {}\" kind={} ;;\n", command->get_name(),
                                 fmt::join(options.all, " "), arguments_of(*command));
     }
-    return fmt::format(
-        kScript,
-        fmt::arg("files", fmt::format("        {}) _strata_files \"$cur\"; return ;;\n", fmt::join(files, " | "))),
-        fmt::arg("values", fmt::join(values, " | ")), fmt::arg("global_options", fmt::join(global.all, " ")),
-        fmt::arg("commands", commands), fmt::arg("command_names", fmt::join(names, " ")));
+    constexpr std::string_view kOfferLevels =
+        R"(mapfile -t COMPREPLY < <(compgen -W "trace debug info warn error" -- "$cur"); return)";
+    return fmt::format(kScript, fmt::arg("files", case_of(files, R"(_strata_files "$cur"; return)")),
+                       fmt::arg("levels", case_of(levels, kOfferLevels)), fmt::arg("values", fmt::join(values, " | ")),
+                       fmt::arg("global_options", fmt::join(global.all, " ")), fmt::arg("commands", commands),
+                       fmt::arg("command_names", fmt::join(names, " ")));
 }
 
 } // namespace strata::cli

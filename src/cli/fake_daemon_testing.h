@@ -38,6 +38,7 @@ public:
     std::vector<v1::Model> models;
     std::vector<v1::Deployment> deployments;
     std::chrono::milliseconds import_time{0};
+    std::string imported_architecture = "llama";
     std::vector<std::string> problems; // that a verify finds
     int http_status = 200;
     std::vector<std::string> answer; // pieces of the body of an answer
@@ -125,6 +126,7 @@ private:
             v1::Model model;
             model.set_name(in->name().empty() ? "imported:latest" : in->name() + ":latest");
             model.set_digest("sha256:0123456789abcdef");
+            model.set_architecture(self->imported_architecture);
             self->models.push_back(model);
             v1::JobProgress last;
             last.set_finished(true);

@@ -31,6 +31,14 @@ int report_usage(const Output & output, const absl::Status & status, const CLI::
     return kUsage;
 }
 
+// Where no command was found, the word that stands in its place says more than that one is missing.
+std::string what_failed(const CLI::ParseError & error, const CLI::App & app) {
+    const std::vector<std::string> unknown = app.remaining();
+    const auto first = std::find_if(unknown.begin(), unknown.end(), [](const std::string & w) { return w != "--"; });
+    if (first == unknown.end() || !app.get_subcommands().empty()) return error.what();
+    return fmt::format("there is no {} \"{}\"", first->starts_with('-') ? "option" : "command", safe_text(*first));
+}
+
 int run(int argc, char ** argv) {
     CLI::App app{"One engine for large language models, made of the machines you have.", "strata"};
     app.formatter(std::make_shared<HelpFormatter>());
@@ -71,7 +79,8 @@ int run(int argc, char ** argv) {
         // The parser stopped before it had set `json`.
         const bool wants_json =
             std::any_of(argv, argv + argc, [](const char * a) { return std::string_view(a) == "--json"; });
-        return report_usage(Output::detect(wants_json, no_color), absl::InvalidArgumentError(error.what()), app);
+        return report_usage(Output::detect(wants_json, no_color), absl::InvalidArgumentError(what_failed(error, app)),
+                            app);
     }
 
     const Context context{Home::find(home), Output::detect(json, no_color), !no_start};

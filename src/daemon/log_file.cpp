@@ -43,11 +43,17 @@ bool gives_reason(std::string_view line) {
                        [&](std::string_view sign) { return line.find(sign) != std::string_view::npos; });
 }
 
-// "2026-01-01T00:00:00.000 I text": the engine's own log says that all is well.
-bool is_chatter(std::string_view line) {
-    const size_t time_end = line.find(' ');
-    if (time_end == std::string_view::npos || line.size() < time_end + 3 || line[time_end + 2] != ' ') return false;
-    return line.find('T') < time_end && (line[time_end + 1] == 'I' || line[time_end + 1] == 'D');
+// 'I' of "2026-01-01T00:00:00.000 I text", a line of the engine's log; kNoLevel of what is printed past the log.
+constexpr char kNoLevel = '\0';
+char level_of(std::string_view line) {
+    constexpr std::string_view kTime = "2026-01-01T00:00:00.000";
+    if (line.size() < kTime.size() + 2) return kNoLevel;
+    for (size_t i = 0; i < kTime.size(); ++i) {
+        const bool digit = line[i] >= '0' && line[i] <= '9';
+        if (kTime[i] >= '0' && kTime[i] <= '9' ? !digit : line[i] != kTime[i]) return kNoLevel;
+    }
+    if (line[kTime.size()] != ' ') return kNoLevel;
+    return line[kTime.size() + 1];
 }
 
 } // namespace
@@ -102,16 +108,22 @@ std::string LogFile::reason_since(uint64_t offset) const {
     const uint64_t start = std::max<uint64_t>(offset, end > kReasonWindow ? end - kReasonWindow : 0);
     const std::string text = read_at(file.get(), start, end - start);
 
-    std::string_view last;
+    std::string_view last; // that may be a reason
     std::string_view reason;
-    for (size_t begin = 0; begin < text.size();) {
+    // A cut line would look like one that is not of the log.
+    for (size_t begin = start > offset ? text.find('\n') + 1 : 0; begin < text.size();) {
         const size_t line_end = std::min(text.find('\n', begin), text.size());
         std::string_view line(text.data() + begin, line_end - begin);
         begin = line_end + 1;
         while (!line.empty() && (line.back() == '\r' || line.back() == ' ')) line.remove_suffix(1);
         if (line.empty()) continue;
-        if (gives_reason(line)) reason = line;
-        if (!is_chatter(line)) last = line;
+        const char level = level_of(line);
+        if (level == kNoLevel && gives_reason(line)) reason = line;
+        if (level == kNoLevel || level == 'E') {
+            last = line;
+        } else if (level_of(last) == 'E') {
+            last = {}; // the engine went on, so that was the end of a request only
+        }
     }
     return printable(reason.empty() ? last : reason, kReasonLength);
 }

@@ -27,8 +27,9 @@ public:
     // Moves the log to NAME.1, NAME.1 to NAME.2 ... when it has grown beyond the limit.
     void rotate_when_large() const;
 
-    // Of what was written since the offset: the line that says why a process ended (an assertion, an error), else the
-    // last one that is no mere information; made printable and short. Empty when there is none.
+    // Of what was written since the offset: the line that says why a process ended (an assertion), else the last one
+    // that was printed past the log, or an error that the log ends with; made printable and short. Empty when there is
+    // none: a process that is killed says nothing, and what its log ended with is not the reason.
     std::string reason_since(uint64_t offset) const;
 
 private:

@@ -23,6 +23,10 @@ namespace {
 using strata::daemon::Daemon;
 using strata::daemon::DaemonOptions;
 
+// Exit codes, as those of the strata command.
+constexpr int kFailed = 1;
+constexpr int kWrongUse = 2;
+
 struct Arguments {
     std::string home;
     std::string listen = "127.0.0.1:7420";
@@ -106,10 +110,14 @@ int main(int argc, char ** argv) {
         ->capture_default_str();
     app.add_option("--engine", arguments.engine, "The engine program [strata-engine beside this program]");
     app.add_option("--log-level", arguments.log_level, "trace, debug, info, warn or error")->capture_default_str();
-    CLI11_PARSE(app, argc, argv);
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::ParseError & error) { // also --help and --version, with 0
+        return app.exit(error) == 0 ? 0 : kWrongUse;
+    }
 
     const absl::Status status = serve(arguments, options);
     if (status.ok()) return 0;
     std::fprintf(stderr, "stratad: %s\n", std::string(status.message()).c_str());
-    return 1;
+    return absl::IsInvalidArgument(status) ? kWrongUse : kFailed; // only values of options are invalid here
 }

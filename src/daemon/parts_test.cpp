@@ -152,6 +152,23 @@ TEST(LogFileTest, ReasonIsTheAssertionNotTheBacktrace) {
     EXPECT_THAT(log.reason_since(start), Not(HasSubstr("\x1b")));
 }
 
+TEST(LogFileTest, WhatTheLogSaysOnTheWayIsNoReason) {
+    const TempFolder folder;
+    const LogFile log(folder.path() / "log");
+    append(log.path(), "2026-01-01T00:00:00.000 W llama_context: n_ctx is not divisible by n_seq_max\n"
+                       "2026-01-01T00:00:00.001 D GGML_ASSERT is a word in a log line\n"
+                       "2026-01-01T00:00:00.002 W\n");
+    EXPECT_EQ(log.reason_since(0), "");
+    // The error of a request that the engine survived, and one that it ended with.
+    append(log.path(), "2026-01-01T00:00:01.000 E srv send_error: too many tokens\n2026-01-01T00:00:01.001 I idle\n");
+    EXPECT_EQ(log.reason_since(0), "");
+    append(log.path(), "2026-01-01T00:00:02.000 E cannot allocate\n");
+    EXPECT_EQ(log.reason_since(0), "2026-01-01T00:00:02.000 E cannot allocate");
+    // Looked at from the end of a long log, whose first line is then cut.
+    append(log.path(), "2026-01-01T00:00:03.000 I " + std::string(100'000, 'x') + "\n2026-01-01T00:00:04.000 I end\n");
+    EXPECT_EQ(log.reason_since(0), "");
+}
+
 TEST(LogFileTest, RotationKeepsAnOpenWriterWriting) {
     const TempFolder folder;
     const LogFile log(folder.path() / "log");
@@ -240,6 +257,9 @@ TEST_F(SpawnTest, TellsHowAProcessEnded) {
     auto aborts = shell("kill -ABRT $$");
     ASSERT_OK(aborts);
     EXPECT_EQ(wait_for(**aborts).describe(), "signal 6 (Aborted)");
+    auto killed = shell("kill -KILL $$");
+    ASSERT_OK(killed);
+    EXPECT_EQ(wait_for(**killed).describe(), "signal 9 (Killed), perhaps for lack of memory");
     auto sleeps = shell("exec sleep 100");
     ASSERT_OK(sleeps);
     (*sleeps)->signal(SIGTERM);

@@ -73,7 +73,11 @@ struct Attributes {
 
 std::string ExitStatus::describe() const {
     if (!known) return "for an unknown reason";
-    if (signal != 0) return fmt::format("signal {} ({})", signal, ::strsignal(signal));
+    if (signal != 0) {
+        // The kernel sends SIGKILL to make room; who sent one can't be known.
+        return fmt::format("signal {} ({}){}", signal, ::strsignal(signal),
+                           signal == SIGKILL ? ", perhaps for lack of memory" : "");
+    }
     return fmt::format("exit code {}", code);
 }
 

@@ -489,8 +489,19 @@ TEST_F(JobTest, failures_are_lines_of_json) {
     EXPECT_THAT(imported.last()["error"]["message"].get<std::string>(), HasSubstr("broken.gguf"));
     EXPECT_EQ(run({"verify", "--store", store, "nothing"}).last()["error"]["code"], "NOT_FOUND");
     EXPECT_EQ(run({"pull", "--store", store, "hf://../.."}).last()["error"]["code"], "INVALID_ARGUMENT");
-    EXPECT_NE(run({"import", "--store", store}).code, 0);
     EXPECT_EQ(run({"version", "--json"}).last().contains("engine_build"), true);
+}
+
+TEST_F(EngineTest, wrong_use_is_exit_code_two) {
+    const fs::path output = folder_ / "output";
+    for (const std::vector<std::string> & wrong : {std::vector<std::string>{},
+                                                   {"--bogus"},
+                                                   {"import", "--store", "store"},
+                                                   {"driver", "--socket", "s", "--drain-ms", "long"},
+                                                   {"--log-level", "loud", "version"}}) {
+        EXPECT_EQ(Process(wrong, output).wait(), 2) << testing::PrintToString(wrong);
+    }
+    EXPECT_EQ(Process({"--help"}, output).wait(), 0);
 }
 
 TEST_F(JobTest, sigterm_cancels_an_import) {

@@ -110,7 +110,12 @@ int main(int argc, char ** argv) {
     CLI::App & version_command = *app.add_subcommand("version", "Print the version and the engine build");
     version_command.add_flag("--json", as_json, "As JSON");
 
-    CLI11_PARSE(app, argc, argv);
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::ParseError & error) { // also --help, with 0
+        constexpr int kWrongUse = 2;
+        return app.exit(error) == 0 ? 0 : kWrongUse;
+    }
     start_log(log_level);
     if (driver_command.parsed()) {
         driver.drain = std::chrono::milliseconds(drain_ms);
