@@ -147,6 +147,25 @@ class TestHttp:
                 s.close()
 
 
+@pytest.mark.parametrize("bad", [
+    {"temperature": -1}, {"top_p": -3}, {"top_p": 50}, {"min_p": 9}, {"typical_p": -1}, {"xtc_probability": 9},
+    {"mirostat_eta": 1e6}, {"mirostat_tau": -1}, {"dynatemp_range": -5}, {"logit_bias": {"999999": 1}},
+    {"logit_bias": [[-5, 1]]}, {"logit_bias": [[5, "x"]]}, {"lora": [{"id": 99}]}, {"stop": 5}, {"max_tokens": 0},
+    {"messages": []}], ids=str)
+def test_parameters_without_sense_are_refused_by_name(node, bad):
+    r = httpx.post(f"{node.url}/v1/chat/completions", json={**chat("Hi", max_tokens=4), **bad}, timeout=120)
+    assert r.status_code == 400, r.text
+    assert error_of(r).startswith(next(iter(bad))) and r.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("odd", [
+    {"temperature": 0}, {"top_p": 1}, {"top_p": 0}, {"seed": -1}, {"top_k": 0}, {"max_tokens": 1}, {"stop": None}, {"lora": []},
+    {"logit_bias": [["Hello", False]]}, {"logit_bias": {"5": -100}}, {"typical_p": 1, "min_p": 0, "xtc_threshold": 1}], ids=str)
+def test_edges_are_answered(node, odd):
+    r = httpx.post(f"{node.url}/v1/chat/completions", json={**chat("Hi", max_tokens=4), **odd}, timeout=120)
+    assert r.status_code == 200, r.text
+
+
 def test_gigabyte_costs_no_memory(node):
     """The daemon's memory does not grow with what clients announce or begin to send."""
     def rss():

@@ -10,6 +10,7 @@
 #include <array>
 #include <climits>
 #include <cmath>
+#include <cstdlib>
 #include <string>
 
 namespace strata::engine {
@@ -146,31 +147,41 @@ absl::Status check_integer(const Json & body, const IntegerField & field) {
     return absl::OkStatus();
 }
 
-// Infinities and what becomes one in a float end as NaN in the probabilities.
-constexpr std::array kReals = {"temperature",
-                               "top_p",
-                               "min_p",
-                               "typical_p",
-                               "top_n_sigma",
-                               "xtc_probability",
-                               "xtc_threshold",
-                               "dynatemp_range",
-                               "dynatemp_exponent",
-                               "repeat_penalty",
-                               "frequency_penalty",
-                               "presence_penalty",
-                               "dry_multiplier",
-                               "dry_base",
-                               "mirostat_tau",
-                               "mirostat_eta",
-                               "adaptive_target",
-                               "adaptive_decay"};
+struct RealField {
+    const char * name;
+    double low;
+    double high;
+};
 
-absl::Status check_real(const Json & body, const char * name) {
-    const auto found = body.find(name);
+// Infinities and what becomes one in a float end as NaN in the probabilities. What makes no sense the server clamps, or
+// takes as it comes, without a word.
+constexpr std::array kReals = {
+    RealField{"temperature", 0, kMaxSamplerNumber},
+    RealField{"top_p", 0, 1},
+    RealField{"min_p", 0, 1},
+    RealField{"typical_p", 0, 1},
+    RealField{"top_n_sigma", -kMaxSamplerNumber, kMaxSamplerNumber}, // negative: off
+    RealField{"xtc_probability", 0, 1},
+    RealField{"xtc_threshold", 0, 1}, // above 0.5: off
+    RealField{"dynatemp_range", 0, kMaxSamplerNumber},
+    RealField{"dynatemp_exponent", 0, kMaxSamplerNumber},
+    RealField{"repeat_penalty", 0, kMaxSamplerNumber},
+    RealField{"frequency_penalty", -kMaxSamplerNumber, kMaxSamplerNumber},
+    RealField{"presence_penalty", -kMaxSamplerNumber, kMaxSamplerNumber},
+    RealField{"dry_multiplier", -kMaxSamplerNumber, kMaxSamplerNumber},
+    RealField{"dry_base", -kMaxSamplerNumber, kMaxSamplerNumber}, // below 1: the default
+    RealField{"mirostat_tau", 0, kMaxSamplerNumber},
+    RealField{"mirostat_eta", 0, 1},
+    RealField{"adaptive_target", -kMaxSamplerNumber, 1}, // negative: off
+    RealField{"adaptive_decay", 0, 0.99},
+};
+
+absl::Status check_real(const Json & body, const RealField & field) {
+    const auto found = body.find(field.name);
     if (found == body.end() || found->is_null()) return absl::OkStatus();
-    if (!found->is_number() || !(std::abs(found->get<double>()) <= kMaxSamplerNumber)) {
-        return refused("{} must be a number from {} to {}", name, -kMaxSamplerNumber, kMaxSamplerNumber);
+    const bool fits = found->is_number() && found->get<double>() >= field.low && found->get<double>() <= field.high;
+    if (!fits) {
+        return refused("{} must be a number from {} to {}", field.name, field.low, field.high);
     }
     return absl::OkStatus();
 }
@@ -220,6 +231,73 @@ absl::Status check_tokens(const Json & list, std::string_view name, const ModelB
         }
     }
     return absl::OkStatus();
+}
+
+// "text" or a list of texts. The server ignores anything else.
+absl::Status check_stops(const Json & body, const char * name) {
+    const auto found = body.find(name);
+    if (found == body.end() || found->is_null() || found->is_string()) return absl::OkStatus();
+    bool texts = found->is_array();
+    for (const Json & item : *found) texts &= item.is_string();
+    if (!texts) return refused("{} must be a string or a list of strings", name);
+    return check_count(body, name, kMaxStops);
+}
+
+absl::Status check_bias(const Json & bias) {
+    if (bias == false) return absl::OkStatus(); // never
+    if (!bias.is_number() || !(std::abs(bias.get<double>()) <= kMaxSamplerNumber)) {
+        return refused("logit_bias must be numbers from {} to {}, or false", -kMaxSamplerNumber, kMaxSamplerNumber);
+    }
+    return absl::OkStatus();
+}
+
+absl::Status no_biased_token(std::string_view token, const ModelBounds & bounds) {
+    return refused("logit_bias names {}, which is no token of the model (0 to {})", printable(token, 60),
+                   bounds.vocab_tokens - 1);
+}
+
+// {"5": 1, "text": false} or [[5, 1], ["text", false]]. The server ignores entries that it can't use, and cuts numbers
+// to 32 bits.
+absl::Status check_logit_bias(const Json & body, const ModelBounds & bounds) {
+    const auto found = body.find("logit_bias");
+    if (found == body.end() || found->is_null()) return absl::OkStatus();
+    STRATA_RETURN_IF_ERROR(check_count(body, "logit_bias", kMaxLogitBiases));
+    if (found->is_object()) {
+        for (const auto & [token, bias] : found->items()) {
+            char * end = nullptr;
+            const long number = std::strtol(token.c_str(), &end, 10); // as the server reads it
+            const bool is_number = *end == '\0';
+            if (token.empty() || (is_number && (number < 0 || number >= bounds.vocab_tokens))) {
+                return no_biased_token(token.empty() ? "an empty text" : token, bounds);
+            }
+            STRATA_RETURN_IF_ERROR(check_bias(bias));
+        }
+        return absl::OkStatus();
+    }
+    if (!found->is_array()) return refused("logit_bias must be an object or a list of [token, bias]");
+    for (const Json & entry : *found) {
+        if (!entry.is_array() || entry.size() != 2 || !(entry[0].is_number_integer() || entry[0].is_string())) {
+            return refused("logit_bias must be an object or a list of [token, bias]");
+        }
+        int64_t number = 0;
+        if (entry[0] == "") return no_biased_token("an empty text", bounds);
+        if (entry[0].is_number() && (!to_integer(entry[0], number) || number < 0 || number >= bounds.vocab_tokens)) {
+            return no_biased_token(entry[0].dump(), bounds);
+        }
+        STRATA_RETURN_IF_ERROR(check_bias(entry[1]));
+    }
+    return absl::OkStatus();
+}
+
+// [{"id": 0, "scale": 1}]. An engine loads no adapters (--lora takes a path, which is refused), so there is no id that
+// is right; the server ignores them.
+absl::Status check_lora(const Json & body) {
+    const auto found = body.find("lora");
+    if (found == body.end() || found->is_null() || (found->is_array() && found->empty())) return absl::OkStatus();
+    if (!found->is_array()) return refused("lora must be a list of objects with id and scale");
+    const Json & first = found->front();
+    if (!first.is_object() || !first.contains("id")) return refused("lora must be a list of objects with id and scale");
+    return refused("lora names the adapter {}, but no adapters are loaded", printable(first["id"].dump(), 60));
 }
 
 bool holds_numbers(const Json & list) {
@@ -336,9 +414,9 @@ absl::Status check_schemas(const Json & body) {
 constexpr std::array kInternal = {"grammar_triggers", "chat_parser", "chat_format", "grammar_type",
                                   "message_delimiters"};
 
-absl::Status check_sampling(const Json & body) {
+absl::Status check_sampling(const Json & body, const ModelBounds & bounds) {
     for (const IntegerField & field : kIntegers) STRATA_RETURN_IF_ERROR(check_integer(body, field));
-    for (const char * name : kReals) STRATA_RETURN_IF_ERROR(check_real(body, name));
+    for (const RealField & field : kReals) STRATA_RETURN_IF_ERROR(check_real(body, field));
     for (const char * name : kInternal) {
         if (body.contains(name)) return refused("{} is not a parameter of a request", name);
     }
@@ -349,21 +427,13 @@ absl::Status check_sampling(const Json & body) {
     if (const auto found = body.find("logprobs"); found != body.end() && !found->is_boolean()) {
         STRATA_RETURN_IF_ERROR(check_integer(body, {"logprobs", 0, kMaxLogprobs}));
     }
-    STRATA_RETURN_IF_ERROR(check_count(body, "stop", kMaxStops));
-    STRATA_RETURN_IF_ERROR(check_count(body, "stop_sequences", kMaxStops));
+    STRATA_RETURN_IF_ERROR(check_stops(body, "stop"));
+    STRATA_RETURN_IF_ERROR(check_stops(body, "stop_sequences"));
     STRATA_RETURN_IF_ERROR(check_count(body, "samplers", kMaxSamplers));
     STRATA_RETURN_IF_ERROR(check_count(body, "dry_sequence_breakers", kMaxSequenceBreakers));
-    STRATA_RETURN_IF_ERROR(check_count(body, "logit_bias", kMaxLogitBiases));
-    STRATA_RETURN_IF_ERROR(check_count(body, "lora", kMaxStops));
+    STRATA_RETURN_IF_ERROR(check_logit_bias(body, bounds));
+    STRATA_RETURN_IF_ERROR(check_lora(body));
     STRATA_RETURN_IF_ERROR(check_count(body, "response_fields", kMaxStops));
-    if (const auto found = body.find("logit_bias"); found != body.end() && found->is_structured()) {
-        for (const Json & entry : *found) {
-            const Json & bias = entry.is_array() && entry.size() == 2 ? entry[1] : entry;
-            if (bias.is_number() && !(std::abs(bias.get<double>()) <= kMaxSamplerNumber)) {
-                return refused("logit_bias must be numbers from {} to {}", -kMaxSamplerNumber, kMaxSamplerNumber);
-            }
-        }
-    }
     STRATA_RETURN_IF_ERROR(check_schemas(body));
     // CVE-2026-52130, CVE-2026-2069
     if (const auto found = body.find("grammar"); found != body.end() && found->is_string()) {
@@ -372,8 +442,28 @@ absl::Status check_sampling(const Json & body) {
     return absl::OkStatus();
 }
 
+bool is_chat(BodyKind kind) {
+    return kind == BodyKind::kChat || kind == BodyKind::kMessages;
+}
+
+// What OpenAI and Anthropic refuse in a chat. The server answers it with what the template makes of nothing, or with
+// one token for 0.
+absl::Status check_chat(BodyKind kind, const Json & body) {
+    // Responses have `input`. That it is missing or of another type is the server's to say.
+    const char * conversation = body.contains("messages") ? "messages" : "input";
+    if (body.contains(conversation) && is_empty_prompt(body[conversation])) return refused("{} is empty", conversation);
+    if (kind == BodyKind::kMessages) {
+        if (!body.contains("max_tokens") || body["max_tokens"].is_null()) return refused("max_tokens is required");
+        return check_integer(body, {"max_tokens", 1, INT32_MAX});
+    }
+    for (const char * name : {"max_tokens", "max_completion_tokens", "max_output_tokens"}) {
+        if (body.contains(name) && body[name] == 0) return refused("{} must be 1 or more, or -1 for no limit", name);
+    }
+    return absl::OkStatus();
+}
+
 absl::StatusOr<CheckedRequest> check_generation(BodyKind kind, const Json & body, const ModelBounds & bounds) {
-    STRATA_RETURN_IF_ERROR(check_sampling(body));
+    STRATA_RETURN_IF_ERROR(check_sampling(body, bounds));
     STRATA_RETURN_IF_ERROR(check_integer(body, {"id_slot", -1, bounds.slots - 1}));
     int64_t choices = 1;
     for (const char * name : {"n", "n_cmpl"}) {
@@ -383,7 +473,8 @@ absl::StatusOr<CheckedRequest> check_generation(BodyKind kind, const Json & body
     }
 
     Prompts prompts;
-    if (kind == BodyKind::kChat) {
+    if (is_chat(kind)) {
+        STRATA_RETURN_IF_ERROR(check_chat(kind, body));
         for (const char * name : {"messages", "input"}) {
             if (!body.contains(name)) continue;
             STRATA_RETURN_IF_ERROR(check_media(body[name]));
@@ -409,6 +500,7 @@ absl::StatusOr<CheckedRequest> check_request(BodyKind kind, std::string_view bod
     STRATA_ASSIGN_OR_RETURN(const Json json, parse(body));
     switch (kind) {
     case BodyKind::kChat:
+    case BodyKind::kMessages:
         for (const char * name : {"messages", "system", "input", "instructions", "tools"}) {
             if (json.contains(name)) STRATA_RETURN_IF_ERROR(check_text(json[name], name, bounds));
         }

@@ -8,8 +8,8 @@
 
 namespace strata::engine {
 
-// What a body is read as.
-enum class BodyKind { kCompletion, kChat, kInfill, kEmbedding, kRerank, kTokens, kOther };
+// What a body is read as. kMessages: a chat that follows Anthropic's rules.
+enum class BodyKind { kCompletion, kChat, kMessages, kInfill, kEmbedding, kRerank, kTokens, kOther };
 
 // What the model can take, for checks that come before the work.
 struct ModelBounds {
@@ -23,10 +23,10 @@ struct CheckedRequest {
     bool stream = false;
 };
 
-// Looks at the body of a request before llama.cpp's server does: what would abort, hang or exhaust the server, or would
-// wrap around in it, is refused with kInvalidArgument and a sentence that names the field. kOutOfRange: a text that is
-// longer than the context. Everything else is left to the server, which answers it well. The cases that it guards
-// against stand beside each check.
+// Looks at the body of a request before llama.cpp's server does: what would abort, hang or exhaust the server, would
+// wrap around in it, or would be clamped or ignored by it without a word, is refused with kInvalidArgument and a
+// sentence that names the field. kOutOfRange: a text that is longer than the context. Everything else is left to the
+// server, which answers it well. The cases that it guards against stand beside each check.
 absl::StatusOr<CheckedRequest> check_request(BodyKind kind, std::string_view body, const ModelBounds & bounds);
 
 } // namespace strata::engine
