@@ -457,6 +457,8 @@ TEST_F(DriverTest, hostile_bodies_are_answered_and_harm_nobody) {
                                      R"({"$ref":"#/$defs/none"}}}})"},
         {"/v1/chat/completions", "{" + messages + R"(,"response_format":{"type":"wrong"}})"},
         {"/v1/messages", "{}"},
+        {"/v1/messages", "{" + kQuestion + "}"}, // max_tokens is required there
+        {"/v1/messages", "{" + kQuestion + R"(,"max_tokens":-1})"},
         {"/v1/messages", R"({"max_tokens":4,"messages":[{"role":"user","content":5}]})"},
         {"/v1/responses", R"({"input":{}})"},
         {"/infill", R"({"prompt":"a"})"},

@@ -50,7 +50,7 @@ const std::array kRoutes = {
     ServerHost::Route{"POST", "/completion", Need::kSlot, BodyKind::kCompletion, &Routes::post_completions},
     ServerHost::Route{"POST", "/v1/responses", Need::kSlot, BodyKind::kChat, &Routes::post_responses_oai},
     ServerHost::Route{"POST", "/responses", Need::kSlot, BodyKind::kChat, &Routes::post_responses_oai},
-    ServerHost::Route{"POST", "/v1/messages", Need::kSlot, BodyKind::kChat, &Routes::post_anthropic_messages},
+    ServerHost::Route{"POST", "/v1/messages", Need::kSlot, BodyKind::kMessages, &Routes::post_anthropic_messages},
     ServerHost::Route{"POST", "/infill", Need::kSlot, BodyKind::kInfill, &Routes::post_infill},
     ServerHost::Route{"POST", "/v1/embeddings", Need::kSlot, BodyKind::kEmbedding, &Routes::post_embeddings_oai},
     ServerHost::Route{"POST", "/embeddings", Need::kSlot, BodyKind::kEmbedding, &Routes::post_embeddings},
