@@ -2,12 +2,13 @@
 # Builds the pinned llama.cpp once per version, flavour, patch set and compiler, outside of the tree, and prints the
 # folder of the finished install (bin/, lib/, include/).
 #
-# usage: scripts/build-llama.sh [native|portable|debug|asan|tsan|cuda]      (default: native)
+# usage: scripts/build-llama.sh [native|portable|debug|asan|tsan|cuda|peers]      (default: native)
 #   native    tuned for this CPU; what development builds and benchmarks use
 #   portable  every CPU variant as a plug-in chosen at run time; what `make install` ships
 #   debug     -O0 -g, for stepping through llama.cpp and ggml
 #   asan/tsan instrumented, for the sanitizer presets
 #   cuda      portable, with the CUDA backend
+#   peers     as native, with what benchmarks and tests run beside strata: RPC server, llama-perplexity, test-backend-ops, …
 set -euo pipefail
 flavour=${1:-native}
 # shellcheck source=scripts/common.sh
@@ -28,15 +29,21 @@ case $flavour in
   tsan) flags=(-DCMAKE_BUILD_TYPE=RelWithDebInfo -DGGML_NATIVE=ON -DLLAMA_SANITIZE_THREAD=ON
     -DGGML_SANITIZE_THREAD=ON) ;;
   cuda) flags=(-DCMAKE_BUILD_TYPE=Release "${portable[@]}" -DGGML_CUDA=ON) ;;
-  *) echo "build-llama: unknown flavour '$flavour' (native, portable, debug, asan, tsan, cuda)" >&2; exit 2 ;;
+  peers) flags=(-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DGGML_RPC=ON -DLLAMA_BUILD_TESTS=ON) ;;
+  *) echo "build-llama: unknown flavour '$flavour' (native, portable, debug, asan, tsan, cuda, peers)" >&2; exit 2 ;;
 esac
 targets=(llama ggml llama-common mtmd server-context llama-server llama-quantize llama-bench llama-gguf-split)
+programs=(llama-server llama-quantize llama-bench llama-gguf-split)
+if [[ $flavour == peers ]]; then
+  programs=(llama-bench llama-completion llama-perplexity ggml-rpc-server test-backend-ops)
+  targets=(llama ggml llama-common "${programs[@]}")
+fi
 
 source_dir=$("$root/scripts/fetch.py" llama)
 tree=$(git -C "$source_dir" rev-parse 'HEAD^{tree}')
 patches=("$root"/cmake/patches/llama.cpp/*.patch)
 cpu=any
-[[ $flavour == native || $flavour == debug || $flavour == *san ]] &&
+[[ $flavour == native || $flavour == debug || $flavour == *san || $flavour == peers ]] &&
   cpu=$(grep -m1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null || uname -m)
 key=$({ cat "${patches[@]}"; printf '%s\n' "$tree" "$cpu" "${common[@]}" "${flags[@]}" "${targets[@]}"
   ${CC:-cc} --version | head -1; } | sha256sum | cut -c1-12)
@@ -77,7 +84,7 @@ fi || { tail -30 "$log" >&2; echo "build-llama: the build failed, see $log" >&2;
 rm -rf "$prefix.tmp"
 mkdir -p "$prefix.tmp"/{bin,lib,include/server,include/mtmd,include/common,include/vendor}
 cp -a "$build"/bin/*.so* "$prefix.tmp/lib/"
-for program in server quantize bench gguf-split; do cp -a "$build/bin/llama-$program" "$prefix.tmp/bin/"; done
+for program in "${programs[@]}"; do cp -a "$build/bin/$program" "$prefix.tmp/bin/"; done
 find "$build" -name libserver-context.a -exec cp -a {} "$prefix.tmp/lib/" \;
 find "$build" -name libcpp-httplib.a -exec cp -a {} "$prefix.tmp/lib/" \;
 cp -a "$work"/include/*.h "$work"/ggml/include/*.h "$prefix.tmp/include/"

@@ -2,6 +2,7 @@
 
 #include "base/unique_fd.h"
 #include "engine/engine_service.h"
+#include "engine/stop_signals.h"
 
 #include <fmt/format.h>
 #include <grpcpp/grpcpp.h>
@@ -12,7 +13,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <thread>
@@ -24,27 +24,6 @@ using std::chrono::milliseconds;
 namespace {
 
 constexpr int kMaxMessageBytes = (128 << 20) + (1 << 20); // a body and what is around it
-
-// Waits for SIGTERM or SIGINT on this thread; the threads that come after don't get them.
-class StopSignals {
-public:
-    StopSignals() {
-        ::sigemptyset(&set_);
-        ::sigaddset(&set_, SIGTERM);
-        ::sigaddset(&set_, SIGINT);
-        ::pthread_sigmask(SIG_BLOCK, &set_, nullptr);
-        ::signal(SIGPIPE, SIG_IGN);
-    }
-    // The signal that came, or 0.
-    int wait(milliseconds timeout) const {
-        const timespec time = {timeout.count() / 1000, timeout.count() % 1000 * 1000000};
-        const int signal = ::sigtimedwait(&set_, nullptr, &time);
-        return signal > 0 ? signal : 0;
-    }
-
-private:
-    sigset_t set_;
-};
 
 // gRPC would take the place of a socket that somebody still listens on.
 absl::Status prepare_socket(const std::filesystem::path & path) {

@@ -1,6 +1,8 @@
 // strata-engine: the process that links ggml. A thin program over libstrata: a driver with a control socket, or one
 // job.
+#include "base/version.h"
 #include "engine/driver_process.h"
+#include "engine/executor_process.h"
 #include "engine/jobs.h"
 #include "strata/strata.h"
 
@@ -45,6 +47,13 @@ int run_driver(const strata::engine::DriverProcessOptions & options) {
     return 1;
 }
 
+int run_executor(const strata::engine::ExecutorProcessOptions & options) {
+    const absl::Status status = strata::engine::run_executor_process(options);
+    if (status.ok()) return 0;
+    spdlog::error("{}", std::string(status.message()));
+    return 1;
+}
+
 int print_version(bool as_json) {
     if (as_json) {
         const nlohmann::ordered_json json = {{"version", strata_version()}, {"engine_build", strata_engine_build()}};
@@ -82,6 +91,23 @@ int main(int argc, char ** argv) {
         .add_option("--orphan-timeout-s", orphan_timeout_s,
                     "End when the process that started this one is gone and nobody has called for this long; 0: never")
         ->check(CLI::Range(int64_t{0}, int64_t{86400}))
+        ->capture_default_str();
+
+    strata::engine::ExecutorProcessOptions executor;
+    executor.build = STRATA_ENGINE_BUILD_STRING;
+    CLI::App & executor_command =
+        *app.add_subcommand("executor", "Hold layers and run parts of graphs for the drivers of a mesh");
+    executor_command.add_option("--listen", executor.listen, "Address for drivers and other executors, on loopback")
+        ->capture_default_str();
+    executor_command.add_option("--name", executor.name, "What people call it; default: the address");
+    executor_command.add_option("--threads", executor.threads, "Threads of the CPU; 0: one for each core")
+        ->check(CLI::Range(0, 1024))
+        ->capture_default_str();
+    executor_command
+        .add_option("--memory-limit", executor.memory_limit_bytes,
+                    "Memory for each driver beside weights, as in 8G; default: three quarters of what is free")
+        ->transform(CLI::AsSizeValue(false));
+    executor_command.add_option("--folder", executor.folder, "Where weights that come over the network are kept")
         ->capture_default_str();
 
     std::string store;
@@ -122,6 +148,7 @@ int main(int argc, char ** argv) {
         driver.orphan_timeout = std::chrono::seconds(orphan_timeout_s);
         return run_driver(driver);
     }
+    if (executor_command.parsed()) return run_executor(executor);
     if (import_command.parsed()) return strata::engine::run_import(store, name, sources);
     if (pull_command.parsed()) return strata::engine::run_pull(store, name, url);
     if (verify_command.parsed()) return strata::engine::run_verify(store, model);

@@ -1,0 +1,61 @@
+#include "engine/executor_process.h"
+
+#include "engine/stop_signals.h"
+#include "executor/executor.h"
+#include "wire/tcp.h"
+
+#include <fmt/format.h>
+#include <ggml-backend.h>
+#include <nlohmann/json.hpp>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <thread>
+#include <vector>
+
+namespace strata::engine {
+namespace {
+
+// All of ggml's devices that hold memory; the CPU last, so that it is device 0 where there is nothing else.
+std::vector<std::unique_ptr<executor::Device>> open_devices(int threads) {
+    std::vector<std::unique_ptr<executor::Device>> devices;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        if (ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_CPU) continue;
+        devices.push_back(std::make_unique<executor::Device>(device, threads));
+        devices.back()->start();
+    }
+    return devices;
+}
+
+uint64_t three_quarters_of_free() {
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), &free, &total);
+    return free / 4 * 3;
+}
+
+} // namespace
+
+absl::Status run_executor_process(const ExecutorProcessOptions & options) {
+    const StopSignals signals;
+    wire::TcpNetwork network;
+    const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+    executor::ExecutorOptions made;
+    made.name = options.name.empty() ? options.listen : options.name;
+    made.build = options.build;
+    made.folder = options.folder;
+    made.memory_limit_bytes = options.memory_limit_bytes != 0 ? options.memory_limit_bytes : three_quarters_of_free();
+    made.log = [](const std::string & line) { spdlog::info("{}", line); };
+    const auto executor = std::make_shared<executor::Executor>(
+        network, std::move(made), open_devices(options.threads > 0 ? options.threads : cores));
+    STRATA_ASSIGN_OR_RETURN(const std::string address, network.listen(options.listen, executor));
+    std::printf("%s\n", nlohmann::json({{"listening", address}}).dump().c_str());
+    std::fflush(stdout);
+    spdlog::info("executor {} on {}", options.build, address);
+    int signal = 0;
+    while (signal == 0) signal = signals.wait(std::chrono::milliseconds(1000));
+    spdlog::info("signal {} ({})", signal, strsignal(signal));
+    return absl::OkStatus();
+}
+
+} // namespace strata::engine

@@ -1,0 +1,136 @@
+#include "executor/device.h"
+
+#include "base/check.h"
+
+#include <ggml-cpu.h>
+
+#include <algorithm>
+#include <chrono>
+
+namespace strata::executor {
+namespace {
+
+template <typename Function>
+Function lookup(ggml_backend_dev_t device, const char * name) {
+    return reinterpret_cast<Function>(ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), name));
+}
+
+} // namespace
+
+Device::Device(ggml_backend_dev_t device, int threads)
+    : threads_(threads) {
+    traits_.device = device;
+    backend_.reset(ggml_backend_dev_init(device, nullptr));
+    STRATA_CHECK(backend_ != nullptr);
+    if (const auto extra = lookup<ggml_backend_dev_get_extra_bufts_t>(device, "ggml_backend_dev_get_extra_bufts")) {
+        for (ggml_backend_buffer_type_t * at = extra(device); at != nullptr && *at != nullptr; ++at) {
+            traits_.extra_bufts.push_back(*at);
+        }
+    }
+    if (const auto set = lookup<ggml_backend_set_n_threads_t>(device, "ggml_backend_set_n_threads")) {
+        set(backend_.get(), threads);
+    }
+    // Without a pool of its own ggml makes and ends threads for each graph.
+    const auto make = lookup<decltype(&ggml_threadpool_new)>(device, "ggml_threadpool_new");
+    const auto use = lookup<decltype(&ggml_backend_cpu_set_threadpool)>(device, "ggml_backend_cpu_set_threadpool");
+    const auto end = lookup<decltype(&ggml_threadpool_free)>(device, "ggml_threadpool_free");
+    if (threads > 1 && make != nullptr && use != nullptr && end != nullptr) {
+        ggml_threadpool_params params = ggml_threadpool_params_default(threads);
+        threadpool_ = std::shared_ptr<void>(make(&params), [end](void * pool) {
+            end(static_cast<ggml_threadpool_t>(pool));
+        });
+        use(backend_.get(), static_cast<ggml_threadpool_t>(threadpool_.get()));
+    }
+}
+
+Device::~Device() {
+    stop();
+    backend_.reset(); // before the threads it uses
+}
+
+void Device::start() {
+    thread_ = std::thread([this] { loop(); });
+}
+
+void Device::stop() {
+    {
+        const std::lock_guard lock(mutex_);
+        stopping_ = true;
+    }
+    changed_.notify_all();
+    if (thread_.joinable()) thread_.join();
+}
+
+void Device::add(std::shared_ptr<Work> work) {
+    const std::lock_guard lock(mutex_);
+    int64_t least = 0; // a newcomer does not make up for the time before it came
+    for (const Entry & entry : entries_) least = entry.ready ? std::max(least, entry.used_ns) : least;
+    entries_.push_back({std::move(work), least, false});
+}
+
+void Device::remove(const Work * work) {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(entries_, [&](const Entry & entry) { return entry.work.get() == work; });
+}
+
+void Device::ready(const Work * work) {
+    {
+        const std::lock_guard lock(mutex_);
+        const auto entry = std::ranges::find_if(entries_, [&](const Entry & e) { return e.work.get() == work; });
+        if (entry == entries_.end() || entry->ready) return;
+        // Who was idle does not save up time either.
+        int64_t least = INT64_MAX;
+        for (const Entry & other : entries_) {
+            if (other.ready) least = std::min(least, other.used_ns);
+        }
+        if (least != INT64_MAX) entry->used_ns = std::max(entry->used_ns, least);
+        entry->ready = true;
+    }
+    changed_.notify_one();
+}
+
+void Device::all_ready() {
+    {
+        const std::lock_guard lock(mutex_);
+        for (Entry & entry : entries_) entry.ready = true;
+    }
+    changed_.notify_one();
+}
+
+bool Device::work_once() {
+    std::shared_ptr<Work> work;
+    {
+        const std::lock_guard lock(mutex_);
+        Entry * next = nullptr;
+        for (Entry & entry : entries_) {
+            if (entry.ready && (next == nullptr || entry.used_ns < next->used_ns)) next = &entry;
+        }
+        if (next == nullptr) return false;
+        next->ready = false;
+        work = next->work;
+    }
+    const auto begin = std::chrono::steady_clock::now();
+    const Work::Outcome outcome = work->work();
+    const auto used = std::chrono::steady_clock::now() - begin;
+    const std::lock_guard lock(mutex_);
+    const auto entry = std::ranges::find_if(entries_, [&](const Entry & e) { return e.work == work; });
+    if (entry == entries_.end()) return true;
+    entry->used_ns += std::chrono::nanoseconds(used).count();
+    if (outcome == Work::Outcome::kMore) entry->ready = true;
+    return true;
+}
+
+void Device::loop() {
+    while (true) {
+        if (work_once()) {
+            const std::lock_guard lock(mutex_);
+            if (stopping_) return;
+            continue;
+        }
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [&] { return stopping_ || std::ranges::any_of(entries_, &Entry::ready); });
+        if (stopping_) return;
+    }
+}
+
+} // namespace strata::executor

@@ -1,0 +1,65 @@
+#pragma once
+
+#include "executor/part_graph.h"
+
+#include <ggml-cpp.h>
+
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+
+namespace strata::executor {
+
+// Something that has work for a device: a session, a job on a layer.
+class Work {
+public:
+    virtual ~Work() = default;
+    enum class Outcome { kMore, kWaits };
+    // Does a bounded piece: at most one graph. Called by one thread at a time.
+    virtual Outcome work() = 0;
+};
+
+// A device of ggml with a queue of its own: whoever has used least of its time goes first. Thread-safe.
+class Device {
+public:
+    Device(ggml_backend_dev_t device, int threads);
+    ~Device();
+
+    const DeviceTraits & traits() const { return traits_; }
+    ggml_backend_t backend() const { return backend_.get(); }
+    int threads() const { return threads_; }
+
+    // Starts a thread that works; without it, work_once() is called by somebody (a simulation).
+    void start();
+    void stop();
+    bool work_once(); // false: nothing is ready
+
+    void add(std::shared_ptr<Work> work);
+    void remove(const Work * work);
+    // There may be something to do for it.
+    void ready(const Work * work);
+    void all_ready();
+
+private:
+    struct Entry {
+        std::shared_ptr<Work> work;
+        int64_t used_ns = 0;
+        bool ready = false;
+    };
+
+    void loop();
+
+    const int threads_;
+    DeviceTraits traits_;
+    ggml_backend_ptr backend_;
+    std::shared_ptr<void> threadpool_;
+
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::vector<Entry> entries_;
+    bool stopping_ = false;
+    std::thread thread_;
+};
+
+} // namespace strata::executor

@@ -1,0 +1,317 @@
+#include "executor/executor.h"
+
+#include "base/text.h"
+#include "wire/limits.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace strata::executor {
+namespace {
+
+constexpr uint64_t kPieceBytes = uint64_t{4} << 20;
+
+absl::Status unexpected(const wire::Frame & frame) {
+    return absl::InvalidArgumentError(fmt::format("an unexpected frame of type {}", static_cast<int>(frame.header.type)));
+}
+
+} // namespace
+
+// Somebody who connected: a driver, another executor, or who only looks.
+class Executor::Connection : public wire::ChannelHandler {
+public:
+    Connection(std::shared_ptr<Executor> executor, std::shared_ptr<wire::Channel> channel)
+        : executor_(std::move(executor))
+        , channel_(std::move(channel)) {}
+
+    size_t max_body_bytes() const override { return welcome_ ? wire::kMaxFrameBytes : wire::kMaxHelloBytes; }
+
+    absl::Status on_frame(const wire::Frame & frame) override {
+        if (!welcome_) return on_hello(frame);
+        if (session_ != nullptr) return session_->on_frame(frame);
+        auto body = frame.body();
+        if (role_ == wire::Role::kPeer && frame.header.type == wire::FrameType::kPush) {
+            STRATA_ASSIGN_OR_RETURN(const wire::PushHead head, wire::decode_push(body));
+            // Pushes for a lane that ended here are nothing unusual.
+            if (const auto session = executor_->session(head.token)) return session->on_push(head.tag, frame, body);
+            return absl::OkStatus();
+        }
+        if (role_ == wire::Role::kPeer && frame.header.type == wire::FrameType::kWeightRequest) return send_weight(body);
+        return unexpected(frame);
+    }
+
+    void on_closed(const absl::Status & reason) override {
+        if (session_ == nullptr) return;
+        executor_->log(fmt::format("{} left: {}", channel_->peer(), std::string(reason.message())));
+        executor_->close_session(session_);
+    }
+
+private:
+    absl::Status on_hello(const wire::Frame & frame) {
+        if (frame.header.type != wire::FrameType::kHello) return unexpected(frame);
+        STRATA_ASSIGN_OR_RETURN(const wire::Hello hello, wire::Hello::decode(frame.body()));
+        if (hello.build != executor_->options_.build) {
+            return absl::FailedPreconditionError(fmt::format("this executor is {}, not {}: all engines of a lane are of one build",
+                                                             executor_->options_.build, printable(hello.build)));
+        }
+        role_ = hello.role;
+        if (role_ == wire::Role::kDriver) {
+            STRATA_ASSIGN_OR_RETURN(session_, executor_->open_session(hello, channel_));
+        }
+        welcome_ = true;
+        wire::FrameHeader header;
+        header.type = wire::FrameType::kWelcome;
+        channel_->send(header, executor_->welcome());
+        return absl::OkStatus();
+    }
+
+    absl::Status send_weight(std::span<const uint8_t> body) {
+        STRATA_ASSIGN_OR_RETURN(wire::WeightHead head, wire::decode_weight_request(body));
+        const auto weight = executor_->weights().find(head.digest);
+        const auto bytes = weight == nullptr ? std::span<const uint8_t>() : weight->bytes();
+        if (head.offset > bytes.size()) return absl::InvalidArgumentError("a piece beyond the end of a weight");
+        const uint64_t piece = std::min<uint64_t>(kPieceBytes, bytes.size() - head.offset);
+        head.total_bytes = bytes.size(); // none: unknown here
+        const auto encoded = wire::encode(head);
+        const std::array<std::span<const uint8_t>, 2> pieces{encoded, bytes.subspan(head.offset, piece)};
+        wire::FrameHeader header;
+        header.type = wire::FrameType::kWeight;
+        channel_->send(header, pieces);
+        return absl::OkStatus();
+    }
+
+    const std::shared_ptr<Executor> executor_;
+    const std::shared_ptr<wire::Channel> channel_;
+    bool welcome_ = false;
+    wire::Role role_ = wire::Role::kObserver;
+    std::shared_ptr<Session> session_;
+};
+
+// Our connection to another executor.
+class Executor::PeerLink : public wire::ChannelHandler {
+public:
+    PeerLink(std::weak_ptr<Executor> executor, std::string address)
+        : executor_(std::move(executor))
+        , address_(std::move(address)) {}
+
+    size_t max_body_bytes() const override { return wire::kMaxFrameBytes; }
+    absl::Status on_frame(const wire::Frame & frame) override {
+        if (frame.header.type == wire::FrameType::kWelcome) return absl::OkStatus();
+        const auto executor = executor_.lock();
+        if (executor == nullptr) return absl::CancelledError("ended");
+        if (frame.header.type == wire::FrameType::kWeight) return executor->on_weight(frame);
+        return unexpected(frame);
+    }
+    void on_closed(const absl::Status & reason) override {
+        if (const auto executor = executor_.lock()) executor->forget_peer(address_, this, reason);
+    }
+
+private:
+    const std::weak_ptr<Executor> executor_;
+    const std::string address_;
+};
+
+Executor::Executor(wire::Network & network, ExecutorOptions options, std::vector<std::unique_ptr<Device>> devices)
+    : network_(network)
+    , options_(std::move(options))
+    , weights_(options_.folder, options_.kept_weights_bytes)
+    , devices_(std::move(devices)) {
+    weights_.on_added([this] {
+        for (const auto & device : devices_) device->all_ready();
+    });
+}
+
+Executor::~Executor() = default;
+
+std::shared_ptr<wire::ChannelHandler> Executor::on_connection(std::shared_ptr<wire::Channel> channel) {
+    return std::make_shared<Connection>(shared_from_this(), std::move(channel));
+}
+
+absl::StatusOr<std::shared_ptr<Session>> Executor::open_session(const wire::Hello & hello,
+                                                                const std::shared_ptr<wire::Channel> & channel) {
+    if (hello.device >= devices_.size()) {
+        return absl::NotFoundError(fmt::format("there is no device {} here, only {}", hello.device, devices_.size()));
+    }
+    Device & device = *devices_[hello.device];
+    auto session = std::make_shared<Session>(*this, device, channel, hello, options_.memory_limit_bytes);
+    const std::lock_guard lock(mutex_);
+    if (!sessions_.emplace(hello.token, session).second) return absl::AlreadyExistsError("this lane is here already");
+    device.add(session);
+    log(fmt::format("{} ({}) came", channel->peer(), printable(hello.name)));
+    return session;
+}
+
+void Executor::close_session(const std::shared_ptr<Session> & session) {
+    session->end();
+    const std::lock_guard lock(mutex_);
+    sessions_.erase(session->token());
+}
+
+std::shared_ptr<Session> Executor::session(const wire::Token & token) const {
+    const std::lock_guard lock(mutex_);
+    const auto found = sessions_.find(token);
+    return found == sessions_.end() ? nullptr : found->second;
+}
+
+std::vector<uint8_t> Executor::welcome() const {
+    wire::Welcome welcome;
+    welcome.build = options_.build;
+    welcome.name = options_.name;
+    for (const auto & device : devices_) {
+        ggml_backend_dev_t dev = device->traits().device;
+        wire::DeviceInfo info;
+        info.name = ggml_backend_dev_name(dev);
+        info.description = std::string_view(ggml_backend_dev_description(dev)).substr(0, 200);
+        size_t free = 0, total = 0;
+        ggml_backend_dev_memory(dev, &free, &total);
+        info.memory_bytes = total;
+        info.free_bytes = std::min<uint64_t>(free, options_.memory_limit_bytes);
+        info.alignment = static_cast<uint32_t>(ggml_backend_buft_get_alignment(ggml_backend_dev_buffer_type(dev)));
+        info.threads = static_cast<uint16_t>(device->threads());
+        welcome.devices.push_back(std::move(info));
+    }
+    return welcome.encode();
+}
+
+// ----------------------------------------------------------------------------------------------------------------- peers
+
+absl::StatusOr<std::shared_ptr<wire::Channel>> Executor::peer(const std::string & address) {
+    const std::lock_guard lock(mutex_);
+    auto & [link, channel] = peers_[address];
+    if (channel != nullptr) return channel;
+    auto made = std::make_shared<PeerLink>(weak_from_this(), address);
+    auto connected = network_.connect(address, made);
+    if (!connected.ok()) {
+        peers_.erase(address);
+        return connected.status();
+    }
+    link = made.get();
+    channel = *connected;
+    wire::Hello hello;
+    hello.build = options_.build;
+    hello.role = wire::Role::kPeer;
+    hello.name = options_.name;
+    wire::FrameHeader header;
+    header.type = wire::FrameType::kHello;
+    channel->send(header, hello.encode());
+    return channel;
+}
+
+void Executor::forget_peer(const std::string & address, const PeerLink * link, const absl::Status & reason) {
+    log(fmt::format("peer {}: {}", address, std::string(reason.message())));
+    std::vector<Digest> lost;
+    {
+        const std::lock_guard lock(mutex_);
+        const auto found = peers_.find(address);
+        if (found != peers_.end() && found->second.first == link) peers_.erase(found);
+        for (const auto & [digest, fetch] : fetches_) {
+            if (!fetch.sources.empty() && fetch.sources.front() == address) lost.push_back(digest);
+        }
+    }
+    for (const Digest & digest : lost) fetch_failed(digest, reason);
+}
+
+void Executor::fetch(const Digest & digest, uint64_t bytes, std::vector<std::string> sources) {
+    {
+        const std::lock_guard lock(mutex_);
+        auto [fetch, inserted] = fetches_.try_emplace(digest);
+        if (!inserted && fetch->second.failed.ok()) return; // under way
+        fetch->second = {bytes, 0, std::move(sources), weights_.receive(digest, bytes), absl::OkStatus()};
+    }
+    request_piece(digest);
+}
+
+void Executor::request_piece(const Digest & digest) {
+    std::string source;
+    wire::WeightHead head;
+    {
+        const std::lock_guard lock(mutex_);
+        const auto fetch = fetches_.find(digest);
+        if (fetch == fetches_.end()) return;
+        if (fetch->second.sources.empty()) {
+            fetch->second.failed = absl::NotFoundError("no source");
+            return;
+        }
+        source = fetch->second.sources.front();
+        head = {digest, fetch->second.received, 0};
+    }
+    const auto channel = peer(source);
+    if (!channel.ok()) return fetch_failed(digest, channel.status());
+    wire::FrameHeader header;
+    header.type = wire::FrameType::kWeightRequest;
+    (*channel)->send(header, wire::encode(head));
+}
+
+absl::Status Executor::on_weight(const wire::Frame & frame) {
+    auto data = frame.body();
+    STRATA_ASSIGN_OR_RETURN(const wire::WeightHead head, wire::decode_weight(data));
+    std::unique_ptr<WeightCache::Receiver> receiver;
+    {
+        const std::lock_guard lock(mutex_);
+        const auto fetch = fetches_.find(head.digest);
+        if (fetch == fetches_.end() || fetch->second.receiver == nullptr) return absl::OkStatus();
+        receiver = std::move(fetch->second.receiver);
+    }
+    const auto whole = head.total_bytes == 0 ? absl::NotFoundError("it does not have the weight")
+                                             : receiver->add(head.offset, data);
+    if (!whole.ok()) {
+        fetch_failed(head.digest, whole.status());
+        return absl::OkStatus();
+    }
+    {
+        const std::lock_guard lock(mutex_);
+        const auto fetch = fetches_.find(head.digest);
+        if (fetch == fetches_.end()) return absl::OkStatus();
+        if (*whole) {
+            fetches_.erase(fetch);
+            return absl::OkStatus();
+        }
+        fetch->second.receiver = std::move(receiver);
+        fetch->second.received += data.size();
+    }
+    request_piece(head.digest);
+    return absl::OkStatus();
+}
+
+// Goes on with the next source, from the start.
+void Executor::fetch_failed(const Digest & digest, const absl::Status & reason) {
+    bool more = false;
+    {
+        const std::lock_guard lock(mutex_);
+        const auto found = fetches_.find(digest);
+        if (found == fetches_.end()) return;
+        Fetch & fetch = found->second;
+        const std::string source = fetch.sources.empty() ? "" : fetch.sources.front();
+        log(fmt::format("weight {} from {}: {}", digest.to_string(), source, std::string(reason.message())));
+        if (!fetch.sources.empty()) fetch.sources.erase(fetch.sources.begin());
+        fetch.received = 0;
+        fetch.receiver = weights_.receive(digest, fetch.bytes);
+        more = !fetch.sources.empty();
+        if (!more) {
+            fetch.failed = absl::UnavailableError(
+                fmt::format("no source gave weight {}; the last, {}: {}", digest.to_string(), source, std::string(reason.message())));
+        }
+    }
+    if (more) return request_piece(digest);
+    for (const auto & device : devices_) device->all_ready(); // who waits for it sees the failure
+}
+
+absl::Status Executor::fetch_status(std::string_view digest) const {
+    const auto parsed = Digest::parse(digest);
+    if (!parsed.ok()) return absl::OkStatus();
+    const std::lock_guard lock(mutex_);
+    const auto fetch = fetches_.find(*parsed);
+    return fetch == fetches_.end() ? absl::OkStatus() : fetch->second.failed;
+}
+
+Executor::Status Executor::status() const {
+    Status status;
+    status.name = options_.name;
+    status.weights = weights_.totals();
+    const std::lock_guard lock(mutex_);
+    for (const auto & [token, session] : sessions_) status.sessions.push_back(session->status());
+    return status;
+}
+
+} // namespace strata::executor

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+// What one driver's session may hold in an executor.
+namespace strata::executor {
+
+inline constexpr size_t kMaxBuffers = 4096;
+inline constexpr uint64_t kMaxAddressSpaceBytes = uint64_t{1} << 44; // reserved, not used memory
+inline constexpr size_t kMaxGraphs = 256;
+inline constexpr size_t kMaxGraphBytes = size_t{256} << 20;
+inline constexpr size_t kMaxPeers = 256;
+inline constexpr size_t kMaxWeights = 1 << 20;
+// Commands that arrived and wait, and pushes that nobody expects yet.
+inline constexpr size_t kMaxInboxBytes = size_t{1} << 30;
+inline constexpr size_t kMaxArrivedBytes = size_t{1} << 30;
+// A driver hears of progress at least this often: it waits when it is far ahead (mesh/limits.h).
+inline constexpr uint32_t kFramesPerProgress = 8;
+inline constexpr uint64_t kGraphsPerProgress = 16;
+
+// Memory is counted in pieces of this size, when they are first written.
+inline constexpr uint64_t kChunkBytes = 64 << 10;
+
+} // namespace strata::executor

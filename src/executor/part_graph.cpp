@@ -1,0 +1,181 @@
+#include "executor/part_graph.h"
+
+#include "executor/op_check.h"
+
+#include <fmt/format.h>
+#include <ggml-impl.h>
+
+#include <algorithm>
+
+namespace strata::executor {
+namespace {
+
+constexpr int32_t kKnownFlags = GGML_TENSOR_FLAG_INPUT | GGML_TENSOR_FLAG_OUTPUT | GGML_TENSOR_FLAG_PARAM |
+                                GGML_TENSOR_FLAG_LOSS | GGML_TENSOR_FLAG_COMPUTE;
+constexpr uint64_t kMaxTensorBytes = uint64_t{1} << 44;
+
+absl::Status wrong(size_t place, std::string_view what) {
+    return absl::InvalidArgumentError(fmt::format("tensor {} of a graph: {}", place, what));
+}
+
+// ggml_nbytes, without its overflows. 0: too large.
+uint64_t span_bytes(const ggml_tensor & tensor) {
+    const auto block = static_cast<uint64_t>(ggml_blck_size(tensor.type));
+    __extension__ using Wide = unsigned __int128;
+    Wide bytes = block == 1 ? ggml_type_size(tensor.type) : Wide(tensor.ne[0]) * tensor.nb[0] / block;
+    for (int i = block == 1 ? 0 : 1; i < GGML_MAX_DIMS; ++i) bytes += Wide(tensor.ne[i] - 1) * tensor.nb[i];
+    return bytes <= kMaxTensorBytes ? static_cast<uint64_t>(bytes) : 0;
+}
+
+bool only_views(ggml_op op) {
+    return op == GGML_OP_VIEW || op == GGML_OP_RESHAPE || op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
+}
+
+// Whether a device would rather have the weight of `node` in memory of this type. As llama.cpp asks: the weight in an
+// empty buffer.
+bool prefers(const DeviceTraits & device, ggml_backend_buffer_type_t buft, const ggml_tensor & node) {
+    ggml_tensor weight = *node.src[0];
+    const ggml_backend_buffer_ptr empty(ggml_backend_buft_alloc_buffer(buft, 0));
+    weight.buffer = empty.get();
+    weight.data = nullptr;
+    ggml_tensor asked = node;
+    asked.src[0] = &weight;
+    return ggml_backend_dev_supports_op(device.device, &asked);
+}
+
+} // namespace
+
+absl::StatusOr<std::unique_ptr<PartGraph>> PartGraph::build(const wire::Graph & graph, Memory & memory,
+                                                            BoundWeights & weights, const DeviceTraits & device) {
+    auto part = std::make_unique<PartGraph>();
+    const size_t count = graph.tensors.size();
+    part->context_.reset(
+        ggml_init({(count + 1) * ggml_tensor_overhead() + ggml_graph_overhead_custom(count, false), nullptr, true}));
+    if (part->context_ == nullptr) return absl::ResourceExhaustedError("no memory for a graph");
+    part->graph_ = ggml_new_graph_custom(part->context_.get(), std::max<size_t>(count, 1), false);
+    part->tensors_.reserve(count);
+    for (size_t i = 0; i < count; ++i) STRATA_RETURN_IF_ERROR(part->add(graph.tensors[i], i, memory, weights));
+    part->place_weights(device);
+    part->count_uses();
+    return part;
+}
+
+absl::Status PartGraph::add(const wire::GraphTensor & from, size_t place, Memory & memory, BoundWeights & weights) {
+    if (from.type >= GGML_TYPE_COUNT || ggml_blck_size(static_cast<ggml_type>(from.type)) == 0) {
+        return wrong(place, fmt::format("unknown type {}", from.type));
+    }
+    if (from.op >= GGML_OP_COUNT) return wrong(place, fmt::format("unknown op {}", from.op));
+    if (from.sources.size() > GGML_MAX_SRC) return wrong(place, "too many sources");
+    ggml_tensor * tensor = ggml_new_tensor_1d(context_.get(), GGML_TYPE_I8, 1);
+    tensor->type = static_cast<ggml_type>(from.type);
+    tensor->op = static_cast<ggml_op>(from.op);
+    tensor->flags = static_cast<int32_t>(from.flags) & kKnownFlags;
+    for (int i = 0; i < GGML_MAX_DIMS; ++i) {
+        tensor->ne[i] = from.ne[i];
+        tensor->nb[i] = from.nb[i];
+        if (tensor->ne[i] < 1 || tensor->ne[i] > INT32_MAX) return wrong(place, "a dimension is out of range");
+    }
+    if (tensor->ne[0] % ggml_blck_size(tensor->type) != 0) return wrong(place, "a row is not whole blocks");
+    if (ggml_blck_size(tensor->type) > 1 && tensor->nb[0] != ggml_type_size(tensor->type)) {
+        return wrong(place, "blocks with gaps between them");
+    }
+    std::copy(from.op_params.begin(), from.op_params.end(), tensor->op_params);
+    tensors_.push_back(tensor);
+
+    const uint64_t bytes = span_bytes(*tensor);
+    if (bytes == 0) return wrong(place, "it is too large");
+    if (tensor->op == GGML_OP_NONE) {
+        if (!from.sources.empty()) return wrong(place, "a leaf has no sources");
+        return resolve_leaf(*tensor, from.address, memory, weights);
+    }
+    if (only_views(tensor->op)) return wrong(place, "views are sent as leafs");
+    STRATA_ASSIGN_OR_RETURN(tensor->data, memory.for_writing({from.address, bytes}));
+    tensor->buffer = memory.buffer(from.address);
+    tensor->flags |= GGML_TENSOR_FLAG_COMPUTE;
+    for (size_t i = 0; i < from.sources.size(); ++i) {
+        if (from.sources[i] != wire::GraphTensor::kNone) tensor->src[i] = tensors_[from.sources[i]];
+    }
+    STRATA_RETURN_IF_ERROR(check_op(*tensor));
+    if (!index_rules(*tensor).empty()) checks_.push_back({graph_->n_nodes});
+    graph_->nodes[graph_->n_nodes++] = tensor;
+    return absl::OkStatus();
+}
+
+absl::Status PartGraph::resolve_leaf(ggml_tensor & tensor, uint64_t address, Memory & memory, BoundWeights & weights) {
+    const uint64_t bytes = span_bytes(tensor);
+    auto bound = weights.upper_bound(address);
+    if (bound != weights.begin() && address - (--bound)->first < bound->second.bytes) {
+        const uint64_t offset = address - bound->first;
+        BoundWeight & weight = bound->second;
+        if (bytes > weight.bytes - offset) return absl::OutOfRangeError("a view beyond its weight");
+        if (weight.weight == nullptr) return absl::UnavailableError(weight.digest.to_string());
+        tensor.data = const_cast<uint8_t *>(weight.weight->bytes().data()) + offset; // a leaf: never written
+        tensor.buffer = memory.buffer(address);
+        held_.push_back(weight.weight);
+        const bool whole = offset == 0 && bytes == weight.bytes && tensor.type == static_cast<int>(weight.type) &&
+                           ggml_is_contiguous(&tensor) &&
+                           std::equal(weight.ne.begin(), weight.ne.end(), static_cast<int64_t *>(tensor.ne));
+        if (whole) weight_leafs_.push_back({&tensor, weight.weight});
+        return absl::OkStatus();
+    }
+    STRATA_ASSIGN_OR_RETURN(tensor.data, memory.at({address, bytes}));
+    tensor.buffer = memory.buffer(address);
+    return absl::OkStatus();
+}
+
+// Takes a weight's repacked form where all that use it in this graph can.
+void PartGraph::place_weights(const DeviceTraits & device) {
+    for (const Leaf & leaf : weight_leafs_) {
+        for (ggml_backend_buffer_type_t buft : device.extra_bufts) {
+            int users = 0;
+            const bool all = std::all_of(graph_->nodes, graph_->nodes + graph_->n_nodes, [&](const ggml_tensor * node) {
+                if (std::find(node->src, node->src + GGML_MAX_SRC, leaf.tensor) == node->src + GGML_MAX_SRC) return true;
+                ++users;
+                const bool first_only =
+                    node->src[0] == leaf.tensor &&
+                    std::find(node->src + 1, node->src + GGML_MAX_SRC, leaf.tensor) == node->src + GGML_MAX_SRC;
+                return first_only && (node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID) &&
+                       prefers(device, buft, *node);
+            });
+            if (!all || users == 0) continue;
+            const ggml_tensor * repacked = leaf.weight->repacked(buft, leaf.tensor->type, leaf.tensor->ne);
+            if (repacked == nullptr) continue;
+            leaf.tensor->data = repacked->data;
+            leaf.tensor->buffer = repacked->buffer;
+            leaf.tensor->extra = repacked->extra;
+            break;
+        }
+    }
+}
+
+// ggml fuses nodes when a result has one use only.
+void PartGraph::count_uses() {
+    for (int i = 0; i < graph_->n_nodes; ++i) {
+        ggml_hash_find_or_insert(&graph_->visited_hash_set, graph_->nodes[i]);
+        for (ggml_tensor * source : graph_->nodes[i]->src) {
+            if (source != nullptr) ++graph_->use_counts[ggml_hash_find_or_insert(&graph_->visited_hash_set, source)];
+        }
+    }
+}
+
+absl::Status PartGraph::run(ggml_backend_t backend) {
+    int begin = 0;
+    const auto compute_until = [&](int end) -> absl::Status {
+        if (end == begin) return absl::OkStatus();
+        ggml_cgraph view = ggml_graph_view(graph_, begin, end);
+        begin = end;
+        const ggml_status status = ggml_backend_graph_compute(backend, &view);
+        if (status == GGML_STATUS_SUCCESS) return absl::OkStatus();
+        return absl::InternalError(fmt::format("ggml: {}", ggml_status_to_string(status)));
+    };
+    for (const Check & check : checks_) {
+        const ggml_tensor & node = *graph_->nodes[check.node];
+        for (const IndexRule & rule : index_rules(node)) {
+            if (rule.index->op != GGML_OP_NONE) STRATA_RETURN_IF_ERROR(compute_until(check.node));
+            STRATA_RETURN_IF_ERROR(check_indices(rule));
+        }
+    }
+    return compute_until(graph_->n_nodes);
+}
+
+} // namespace strata::executor

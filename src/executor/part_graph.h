@@ -1,0 +1,64 @@
+#pragma once
+
+#include "executor/memory.h"
+#include "executor/weights.h"
+#include "wire/graph.h"
+
+#include <absl/container/flat_hash_map.h>
+#include <ggml-cpp.h>
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+namespace strata::executor {
+
+// Weights as a session bound them, by address.
+struct BoundWeight {
+    Digest digest;
+    uint32_t type = 0;
+    std::array<int64_t, 4> ne{};
+    uint64_t bytes = 0;
+    std::shared_ptr<Weight> weight; // nullptr until it arrived
+};
+using BoundWeights = std::map<uint64_t, BoundWeight>;
+
+// What a device's backend says of itself.
+struct DeviceTraits {
+    ggml_backend_dev_t device = nullptr;
+    std::vector<ggml_backend_buffer_type_t> extra_bufts; // such as CPU_REPACK, in order of preference
+};
+
+// A graph of a driver made ready to run here: checked, its addresses resolved, its weights in the device's layout.
+class PartGraph {
+public:
+    // Unavailable: a weight has not arrived yet. Any other error: the graph is wrong, and the message says how.
+    static absl::StatusOr<std::unique_ptr<PartGraph>> build(const wire::Graph & graph, Memory & memory,
+                                                            BoundWeights & weights, const DeviceTraits & device);
+
+    // Runs it; looks at indices right before the nodes that use them.
+    absl::Status run(ggml_backend_t backend);
+
+private:
+    struct Check {
+        int node = 0; // before this one
+    };
+
+    absl::Status add(const wire::GraphTensor & from, size_t place, Memory & memory, BoundWeights & weights);
+    absl::Status resolve_leaf(ggml_tensor & tensor, uint64_t address, Memory & memory, BoundWeights & weights);
+    void place_weights(const DeviceTraits & device);
+    void count_uses();
+
+    ggml_context_ptr context_;
+    ggml_cgraph * graph_ = nullptr;
+    std::vector<ggml_tensor *> tensors_;
+    struct Leaf {
+        ggml_tensor * tensor;
+        std::shared_ptr<Weight> weight;
+    };
+    std::vector<Leaf> weight_leafs_;
+    std::vector<std::shared_ptr<Weight>> held_;
+    std::vector<Check> checks_;
+};
+
+} // namespace strata::executor

@@ -1,0 +1,427 @@
+#include "executor/session.h"
+
+#include "base/check.h"
+#include "base/text.h"
+#include "executor/executor.h"
+#include "wire/limits.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+
+namespace strata::executor {
+
+Session::Session(Executor & executor, Device & device, std::shared_ptr<wire::Channel> channel, const wire::Hello & hello,
+                 uint64_t memory_limit_bytes)
+    : executor_(executor)
+    , device_(device)
+    , channel_(std::move(channel))
+    , name_(hello.name)
+    , token_(hello.token)
+    , memory_(memory_limit_bytes) {}
+
+Session::~Session() = default;
+
+// ------------------------------------------------------------------------------------------------------------- arrivals
+
+absl::Status Session::on_frame(const wire::Frame & frame) {
+    if (frame.header.type == wire::FrameType::kWeight) return receive_weight(frame);
+    if (frame.header.type == wire::FrameType::kSkip) return skip(frame);
+    if (frame.header.type != wire::FrameType::kCommands) {
+        return absl::InvalidArgumentError(
+            fmt::format("a frame of type {} from a driver", static_cast<int>(frame.header.type)));
+    }
+    STRATA_ASSIGN_OR_RETURN(auto commands, wire::decode_commands(frame.body()));
+    {
+        std::unique_lock lock(mutex_);
+        if (frame.header.sequence != next_sequence_) {
+            return absl::InvalidArgumentError(
+                fmt::format("frame {} came instead of {}", frame.header.sequence, next_sequence_));
+        }
+        ++next_sequence_;
+        if (frame.header.generation < generation_ || frame.header.epoch < epoch_) {
+            return absl::FailedPreconditionError("a frame of an older generation or epoch");
+        }
+        generation_ = frame.header.generation;
+        epoch_ = frame.header.epoch;
+        room_.wait(lock, [&] { return ended_ || inbox_.empty() || inbox_bytes_ <= kMaxInboxBytes; });
+        if (ended_) return absl::CancelledError("ended");
+        inbox_bytes_ += frame.header.body_bytes;
+        inbox_.push_back({frame, std::move(commands)});
+    }
+    device_.ready(this);
+    return absl::OkStatus();
+}
+
+absl::Status Session::on_push(uint64_t tag, const wire::Frame & frame, std::span<const uint8_t> payload) {
+    {
+        const std::lock_guard lock(mutex_);
+        if (ended_ || tag < skip_below_) return absl::OkStatus();
+        if (arrived_bytes_ + payload.size() > kMaxArrivedBytes) {
+            fail(absl::ResourceExhaustedError("peers push more than the driver lets this executor use"));
+            return absl::OkStatus();
+        }
+        if (!arrived_.emplace(tag, Arrived{frame, payload}).second) return absl::OkStatus(); // a repeat
+        arrived_bytes_ += payload.size();
+    }
+    device_.ready(this);
+    return absl::OkStatus();
+}
+
+void Session::end() {
+    {
+        const std::lock_guard lock(mutex_);
+        ended_ = true;
+        inbox_.clear();
+        arrived_.clear();
+    }
+    room_.notify_all();
+    device_.remove(this);
+}
+
+absl::Status Session::skip(const wire::Frame & frame) {
+    STRATA_ASSIGN_OR_RETURN(const wire::Skip skip, wire::decode_skip(frame.body()));
+    {
+        const std::lock_guard lock(mutex_);
+        skip_below_ = std::max(skip_below_, skip.below_tag);
+    }
+    device_.ready(this);
+    return absl::OkStatus();
+}
+
+absl::Status Session::receive_weight(const wire::Frame & frame) {
+    auto data = frame.body();
+    STRATA_ASSIGN_OR_RETURN(const wire::WeightHead head, wire::decode_weight(data));
+    auto & receiver = receiving_[head.digest];
+    if (receiver == nullptr) receiver = executor_.weights().receive(head.digest, head.total_bytes);
+    STRATA_ASSIGN_OR_RETURN(const bool whole, receiver->add(head.offset, data));
+    if (whole) {
+        receiving_.erase(head.digest);
+        answer(head.digest, wire::WeightState::kHave);
+    }
+    return absl::OkStatus();
+}
+
+// ------------------------------------------------------------------------------------------------------------- the queue
+
+Work::Outcome Session::work() {
+    while (true) {
+        Pending * pending = nullptr; // stays in place: only this thread removes the first
+        {
+            const std::lock_guard lock(mutex_);
+            if (ended_ || inbox_.empty()) return Outcome::kWaits;
+            pending = &inbox_.front();
+        }
+        // end() empties the queue under the lock, so the commands are taken out while they run.
+        std::vector<wire::Command> commands;
+        wire::Frame frame;
+        size_t next = 0;
+        {
+            const std::lock_guard lock(mutex_);
+            if (ended_) return Outcome::kWaits;
+            commands = std::move(pending->commands);
+            frame = pending->frame;
+            next = pending->next;
+        }
+        Step step = Step::kDone;
+        while (next < commands.size() && step == Step::kDone) {
+            const auto result = run(commands[next]);
+            if (!result.ok()) {
+                fail(result.status());
+                return Outcome::kWaits;
+            }
+            step = *result;
+            if (step != Step::kWaits) ++next;
+        }
+        const bool whole = next == commands.size();
+        bool left = false;
+        {
+            const std::lock_guard lock(mutex_);
+            if (ended_) return Outcome::kWaits;
+            if (whole) {
+                inbox_bytes_ -= frame.header.body_bytes;
+                inbox_.pop_front();
+            } else {
+                inbox_.front().commands = std::move(commands);
+                inbox_.front().next = next;
+            }
+            left = !inbox_.empty();
+        }
+        if (whole) {
+            done_sequence_.store(frame.header.sequence);
+            room_.notify_all();
+            if (++frames_since_progress_ >= kFramesPerProgress ||
+                graphs_run_ - graphs_told_ >= kGraphsPerProgress) {
+                const auto body = wire::encode(wire::Progress{frame.header.sequence, graphs_run_, busy_ns_});
+                const std::span<const uint8_t> piece = body;
+                send(wire::FrameType::kProgress, std::span(&piece, 1));
+            }
+        }
+        if (step == Step::kWaits) return Outcome::kWaits;
+        if (step == Step::kComputed) return left ? Outcome::kMore : Outcome::kWaits;
+    }
+}
+
+absl::StatusOr<Session::Step> Session::run(const wire::Command & command) {
+    return std::visit([&](const auto & body) { return execute(body); }, command);
+}
+
+void Session::fail(const absl::Status & status) {
+    executor_.log(fmt::format("{}: {}", channel_->peer(), std::string(status.message())));
+    channel_->close(status);
+}
+
+void Session::send(wire::FrameType type, std::span<const std::span<const uint8_t>> body) {
+    wire::FrameHeader header;
+    header.type = type;
+    header.sequence = done_sequence_.load();
+    frames_since_progress_ = 0;
+    graphs_told_ = graphs_run_;
+    channel_->send(header, body);
+}
+
+void Session::answer(const Digest & digest, wire::WeightState state) {
+    wire::FrameHeader header;
+    header.type = wire::FrameType::kWeightState;
+    header.sequence = done_sequence_.load();
+    const auto body = wire::encode(wire::WeightAnswer{digest, state});
+    channel_->send(header, body);
+}
+
+// -------------------------------------------------------------------------------------------------------------- commands
+
+absl::StatusOr<Session::Step> Session::execute(const wire::NewBuffer & command) {
+    STRATA_RETURN_IF_ERROR(memory_.add(command.id, command.range));
+    return Step::kDone;
+}
+
+absl::StatusOr<Session::Step> Session::execute(const wire::FreeBuffer & command) {
+    forget_parts(); // they point into it
+    STRATA_RETURN_IF_ERROR(memory_.remove(command.id));
+    return Step::kDone;
+}
+
+absl::StatusOr<Session::Step> Session::execute(const wire::SetBytes & command) {
+    STRATA_ASSIGN_OR_RETURN(uint8_t * const to, memory_.for_writing({command.address, command.data.size()}));
+    std::ranges::copy(command.data, to);
+    return Step::kDone;
+}
+
+absl::StatusOr<Session::Step> Session::execute(const wire::FillBytes & command) {
+    if (command.value == 0) {
+        STRATA_RETURN_IF_ERROR(memory_.drop(command.range));
+        return Step::kDone;
+    }
+    STRATA_ASSIGN_OR_RETURN(uint8_t * const to, memory_.for_writing(command.range));
+    std::fill_n(to, command.range.bytes, command.value);
+    return Step::kDone;
+}
+
+absl::StatusOr<Session::Step> Session::execute(const wire::CopyBytes & command) {
+    STRATA_ASSIGN_OR_RETURN(const uint8_t * const from, readable(command.from));
+    STRATA_ASSIGN_OR_RETURN(uint8_t * const to, memory_.for_writing({command.to, command.from.bytes}));
+    std::memmove(to, from, command.from.bytes);
+    return Step::kDone;
+}
+
+absl::StatusOr<Session::Step> Session::execute(const wire::DropBytes & command) {
+    STRATA_RETURN_IF_ERROR(memory_.drop(command.range));
+    return Step::kDone;
+}
+
+absl::StatusOr<Session::Step> Session::execute(const wire::BindWeight & command) {
+    if (weights_.size() >= kMaxWeights) return absl::ResourceExhaustedError("too many weights");
+    if (command.type >= GGML_TYPE_COUNT || ggml_blck_size(static_cast<ggml_type>(command.type)) == 0) {
+        return absl::InvalidArgumentError(fmt::format("a weight of unknown type {}", command.type));
+    }
+    const auto type = static_cast<ggml_type>(command.type);
+    __extension__ using Wide = unsigned __int128;
+    Wide bytes = ggml_type_size(type);
+    for (const int64_t n : command.ne) {
+        if (n < 1 || n > INT32_MAX) return absl::InvalidArgumentError("a weight with a dimension out of range");
+        bytes *= static_cast<Wide>(n);
+        if (bytes > kMaxAddressSpaceBytes * 1024) return absl::InvalidArgumentError("a weight that is too large");
+    }
+    if (command.ne[0] % ggml_blck_size(type) != 0) return absl::InvalidArgumentError("a weight with half a block");
+    bytes /= static_cast<Wide>(ggml_blck_size(type));
+    BoundWeight bound{command.digest, command.type, command.ne, static_cast<uint64_t>(bytes), nullptr};
+    STRATA_RETURN_IF_ERROR(memory_.at({command.address, bound.bytes}).status());
+    const auto next = weights_.lower_bound(command.address);
+    if ((next != weights_.end() && next->first < command.address + bound.bytes && next->first != command.address) ||
+        (next != weights_.begin() && std::prev(next)->first + std::prev(next)->second.bytes > command.address)) {
+        return absl::InvalidArgumentError("a weight that overlaps another one");
+    }
+    bound.weight = executor_.weights().find(command.digest);
+    if (bound.weight != nullptr && bound.weight->bytes().size() != bound.bytes) {
+        return absl::InvalidArgumentError(
+            fmt::format("weight {} has {} bytes, not {}", command.digest.to_string(), bound.weight->bytes().size(),
+                        bound.bytes));
+    }
+    const bool have = bound.weight != nullptr;
+    if (have) weights_bytes_ += bound.bytes;
+    forget_parts();
+    weights_[command.address] = std::move(bound);
+    if (!have && !command.sources.empty()) {
+        std::vector<std::string> sources;
+        for (const uint16_t source : command.sources) {
+            if (const auto peer = peers_.find(source); peer != peers_.end()) sources.push_back(peer->second.address);
+        }
+        executor_.fetch(command.digest, static_cast<uint64_t>(bytes), std::move(sources));
+    }
+    answer(command.digest, have || !command.sources.empty() ? wire::WeightState::kHave : wire::WeightState::kNeed);
+    return Step::kDone;
+}
+
+absl::StatusOr<Session::Step> Session::execute(const wire::UnbindWeight & command) {
+    const auto bound = weights_.find(command.address);
+    if (bound == weights_.end()) return absl::InvalidArgumentError("no weight is bound at this address");
+    if (command.keep) {
+        if (bound->second.weight == nullptr) bound->second.weight = executor_.weights().find(bound->second.digest);
+        if (bound->second.weight == nullptr) return Step::kWaits;
+        const auto bytes = bound->second.weight->bytes();
+        STRATA_ASSIGN_OR_RETURN(uint8_t * const to, memory_.for_writing({command.address, bytes.size()}));
+        std::ranges::copy(bytes, to);
+    }
+    forget_parts();
+    if (bound->second.weight != nullptr) weights_bytes_ -= bound->second.bytes;
+    weights_.erase(bound);
+    return Step::kDone;
+}
+
+absl::StatusOr<Session::Step> Session::execute(const wire::DefineGraph & command) {
+    if (wire::Graph::hash(command.graph) != command.hash) return absl::InvalidArgumentError("a graph with a wrong hash");
+    if (graphs_.contains(command.hash)) return Step::kDone;
+    if (graphs_.size() >= kMaxGraphs || graph_bytes_ + command.graph.size() > kMaxGraphBytes) {
+        return absl::ResourceExhaustedError("too many graphs");
+    }
+    graph_bytes_ += command.graph.size();
+    graphs_[command.hash].encoded.assign(command.graph.begin(), command.graph.end());
+    return Step::kDone;
+}
+
+absl::StatusOr<Session::Step> Session::execute(const wire::ForgetGraphs &) {
+    graphs_.clear();
+    graph_bytes_ = 0;
+    return Step::kDone;
+}
+
+absl::StatusOr<Session::Step> Session::execute(const wire::Compute & command) {
+    const auto stored = graphs_.find(command.hash);
+    if (stored == graphs_.end()) return absl::InvalidArgumentError("a graph that was not defined");
+    auto & part = stored->second.part;
+    if (part == nullptr) {
+        for (auto & [address, bound] : weights_) {
+            if (bound.weight != nullptr) continue;
+            bound.weight = executor_.weights().find(bound.digest);
+            if (bound.weight != nullptr) weights_bytes_ += bound.bytes;
+        }
+        STRATA_ASSIGN_OR_RETURN(const wire::Graph graph, wire::Graph::decode(stored->second.encoded));
+        auto built = PartGraph::build(graph, memory_, weights_, device_.traits());
+        if (absl::IsUnavailable(built.status())) { // a weight
+            STRATA_RETURN_IF_ERROR(executor_.fetch_status(std::string(built.status().message())));
+            return Step::kWaits;
+        }
+        if (!built.ok()) return built.status();
+        part = *std::move(built);
+    }
+    const auto begin = std::chrono::steady_clock::now();
+    STRATA_RETURN_IF_ERROR(part->run(device_.backend()));
+    busy_ns_ += static_cast<uint64_t>(
+        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begin).count());
+    ++graphs_run_;
+    return Step::kComputed;
+}
+
+absl::StatusOr<Session::Step> Session::execute(const wire::Push & command) {
+    const auto peer = peers_.find(command.peer);
+    if (peer == peers_.end()) return absl::InvalidArgumentError(fmt::format("peer {} was not named", command.peer));
+    STRATA_ASSIGN_OR_RETURN(auto pieces, gather(command.from));
+    const auto head = wire::encode(wire::PushHead{peer->second.token, command.tag});
+    pieces.insert(pieces.begin(), std::span<const uint8_t>(head));
+    for (const auto piece : pieces) pushed_bytes_ += piece.size();
+    wire::FrameHeader header;
+    header.type = wire::FrameType::kPush;
+    STRATA_ASSIGN_OR_RETURN(const auto channel, executor_.peer(peer->second.address));
+    channel->send(header, pieces);
+    return Step::kDone;
+}
+
+absl::StatusOr<Session::Step> Session::execute(const wire::Expect & command) {
+    Arrived arrived;
+    {
+        const std::lock_guard lock(mutex_);
+        const auto found = arrived_.find(command.tag);
+        if (found == arrived_.end()) return command.tag < skip_below_ ? Step::kDone : Step::kWaits;
+        arrived = std::move(found->second);
+        arrived_.erase(found);
+        arrived_bytes_ -= arrived.payload.size();
+    }
+    auto payload = arrived.payload;
+    for (const wire::Segment & segment : command.to) {
+        if (segment.bytes > payload.size()) return absl::InvalidArgumentError("a push that is too short");
+        STRATA_ASSIGN_OR_RETURN(uint8_t * const to, memory_.for_writing(segment));
+        std::ranges::copy(payload.first(segment.bytes), to);
+        payload = payload.subspan(segment.bytes);
+    }
+    if (!payload.empty()) return absl::InvalidArgumentError("a push that is too long");
+    return Step::kDone;
+}
+
+absl::StatusOr<Session::Step> Session::execute(const wire::Read & command) {
+    STRATA_ASSIGN_OR_RETURN(auto pieces, gather(command.from));
+    const auto head = wire::encode(wire::ResultHead{command.id});
+    pieces.insert(pieces.begin(), std::span<const uint8_t>(head));
+    send(wire::FrameType::kResult, pieces);
+    return Step::kDone;
+}
+
+absl::StatusOr<Session::Step> Session::execute(const wire::SetPeer & command) {
+    if (peers_.size() >= kMaxPeers) return absl::ResourceExhaustedError("too many peers");
+    peers_[command.index] = {command.address, command.token};
+    return Step::kDone;
+}
+
+absl::StatusOr<const uint8_t *> Session::readable(wire::Segment segment) const {
+    auto bound = weights_.upper_bound(segment.address);
+    if (bound != weights_.begin() && segment.address - (--bound)->first < bound->second.bytes) {
+        const uint64_t offset = segment.address - bound->first;
+        if (segment.bytes > bound->second.bytes - offset) return absl::OutOfRangeError("a range beyond its weight");
+        if (bound->second.weight == nullptr) return absl::UnavailableError("a weight that is not here yet");
+        return bound->second.weight->bytes().data() + offset;
+    }
+    STRATA_ASSIGN_OR_RETURN(const uint8_t * const data, memory_.at(segment));
+    return data;
+}
+
+absl::StatusOr<std::vector<std::span<const uint8_t>>>
+Session::gather(const std::vector<wire::Segment> & segments) const {
+    std::vector<std::span<const uint8_t>> pieces;
+    uint64_t total = 0;
+    for (const wire::Segment & segment : segments) {
+        STRATA_ASSIGN_OR_RETURN(const uint8_t * const data, readable(segment));
+        pieces.emplace_back(data, segment.bytes);
+        total += segment.bytes;
+    }
+    if (total > wire::kMaxFrameBytes - 64) return absl::InvalidArgumentError("more bytes than fit into a frame");
+    return pieces;
+}
+
+void Session::forget_parts() {
+    for (auto & [hash, graph] : graphs_) graph.part.reset();
+}
+
+Session::Status Session::status() const {
+    Status status;
+    status.name = name_;
+    status.driver = channel_->peer();
+    status.memory_bytes = memory_.used_bytes();
+    status.weights_bytes = weights_bytes_;
+    status.graphs = graphs_run_;
+    status.busy_ns = busy_ns_;
+    status.pushed_bytes = pushed_bytes_;
+    status.wire = channel_->counters();
+    return status;
+}
+
+} // namespace strata::executor

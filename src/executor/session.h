@@ -1,0 +1,130 @@
+#pragma once
+
+#include "executor/device.h"
+#include "executor/limits.h"
+#include "wire/network.h"
+
+#include <absl/container/flat_hash_map.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <mutex>
+
+namespace strata::executor {
+
+class Executor;
+
+// One lane of one driver: its memory, its weights, its graphs, and its commands in their order. What arrives comes from
+// the threads of connections; the commands run on the device's thread.
+class Session : public Work, public std::enable_shared_from_this<Session> {
+public:
+    Session(Executor & executor, Device & device, std::shared_ptr<wire::Channel> channel, const wire::Hello & hello,
+            uint64_t memory_limit_bytes);
+    ~Session() override;
+
+    // From the driver's connection; waits while too much is queued, so that the driver does.
+    absl::Status on_frame(const wire::Frame & frame);
+    // From a peer's connection.
+    absl::Status on_push(uint64_t tag, const wire::Frame & frame, std::span<const uint8_t> payload);
+    void end(); // the connection is gone
+
+    Outcome work() override;
+
+    struct Status {
+        std::string name;
+        std::string driver;
+        uint64_t memory_bytes = 0;
+        uint64_t weights_bytes = 0;
+        uint64_t graphs = 0;
+        uint64_t busy_ns = 0;
+        uint64_t pushed_bytes = 0;
+        wire::Channel::Counters wire;
+    };
+    Status status() const;
+    const wire::Token & token() const { return token_; }
+
+private:
+    struct Pending {
+        wire::Frame frame; // the commands point into it
+        std::vector<wire::Command> commands;
+        size_t next = 0;
+    };
+    struct Arrived {
+        wire::Frame frame;
+        std::span<const uint8_t> payload;
+    };
+    struct StoredGraph {
+        std::vector<uint8_t> encoded;
+        std::unique_ptr<PartGraph> part; // nullptr until it is first run, and after weights changed
+    };
+    // What a command did: went through, was the graph of this piece of work, or can't go on yet.
+    enum class Step { kDone, kComputed, kWaits };
+
+    absl::StatusOr<Step> run(const wire::Command & command);
+    absl::StatusOr<Step> execute(const wire::NewBuffer & command);
+    absl::StatusOr<Step> execute(const wire::FreeBuffer & command);
+    absl::StatusOr<Step> execute(const wire::SetBytes & command);
+    absl::StatusOr<Step> execute(const wire::FillBytes & command);
+    absl::StatusOr<Step> execute(const wire::CopyBytes & command);
+    absl::StatusOr<Step> execute(const wire::DropBytes & command);
+    absl::StatusOr<Step> execute(const wire::BindWeight & command);
+    absl::StatusOr<Step> execute(const wire::UnbindWeight & command);
+    absl::StatusOr<Step> execute(const wire::DefineGraph & command);
+    absl::StatusOr<Step> execute(const wire::ForgetGraphs & command);
+    absl::StatusOr<Step> execute(const wire::Compute & command);
+    absl::StatusOr<Step> execute(const wire::Push & command);
+    absl::StatusOr<Step> execute(const wire::Expect & command);
+    absl::StatusOr<Step> execute(const wire::Read & command);
+    absl::StatusOr<Step> execute(const wire::SetPeer & command);
+
+    absl::StatusOr<std::vector<std::span<const uint8_t>>> gather(const std::vector<wire::Segment> & segments) const;
+    absl::StatusOr<const uint8_t *> readable(wire::Segment segment) const;
+    absl::Status receive_weight(const wire::Frame & frame);
+    absl::Status skip(const wire::Frame & frame);
+    void answer(const Digest & digest, wire::WeightState state);
+    void send(wire::FrameType type, std::span<const std::span<const uint8_t>> body);
+    void fail(const absl::Status & status);
+    void forget_parts();
+    bool finish_frame(); // false: nothing is left
+
+    Executor & executor_;
+    Device & device_;
+    const std::shared_ptr<wire::Channel> channel_;
+    const std::string name_;
+    const wire::Token token_;
+
+    mutable std::mutex mutex_;
+    std::condition_variable room_;
+    std::deque<Pending> inbox_;
+    size_t inbox_bytes_ = 0;
+    std::map<uint64_t, Arrived> arrived_;
+    size_t arrived_bytes_ = 0;
+    uint64_t skip_below_ = 0; // pushes with smaller tags will not come
+    bool ended_ = false;
+    uint64_t generation_ = 0, epoch_ = 0;
+    uint64_t next_sequence_ = 1;
+
+    // Of the connection's thread.
+    absl::flat_hash_map<Digest, std::unique_ptr<WeightCache::Receiver>> receiving_;
+
+    // Of the device's thread.
+    Memory memory_;
+    BoundWeights weights_;
+    std::map<wire::GraphHash, StoredGraph> graphs_;
+    size_t graph_bytes_ = 0;
+    struct Peer {
+        std::string address;
+        wire::Token token;
+    };
+    std::map<uint16_t, Peer> peers_;
+    uint32_t frames_since_progress_ = 0;
+    uint64_t graphs_told_ = 0;
+
+    std::atomic<uint64_t> done_sequence_ = 0;
+    std::atomic<uint64_t> weights_bytes_ = 0;
+    std::atomic<uint64_t> graphs_run_ = 0, busy_ns_ = 0, pushed_bytes_ = 0;
+};
+
+} // namespace strata::executor

@@ -1,0 +1,45 @@
+#include "mesh/kept_weights.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+namespace strata::mesh {
+
+absl::Status KeptWeights::add(const Digest & digest, std::span<const uint8_t> bytes) {
+    if (places_.contains(digest)) return absl::OkStatus();
+    if (!file_.valid()) {
+        file_.reset(open(folder_.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+        if (!file_.valid()) return errno_status(errno, "cannot make a file in", folder_);
+    }
+    uint64_t done = 0;
+    while (done < bytes.size()) {
+        const ssize_t n =
+            pwrite(file_.get(), bytes.data() + done, bytes.size() - done, static_cast<off_t>(end_ + done));
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return errno_status(errno, "cannot keep a weight in", folder_);
+        done += static_cast<uint64_t>(n);
+    }
+    places_[digest] = {end_, bytes.size()};
+    end_ += bytes.size();
+    return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<uint8_t>> KeptWeights::get(const Digest & digest) const {
+    const auto place = places_.find(digest);
+    if (place == places_.end()) return absl::NotFoundError(fmt::format("weight {} was not kept", digest.to_string()));
+    std::vector<uint8_t> bytes(place->second.bytes);
+    uint64_t done = 0;
+    while (done < bytes.size()) {
+        const ssize_t n =
+            pread(file_.get(), bytes.data() + done, bytes.size() - done, static_cast<off_t>(place->second.offset + done));
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) return errno_status(n == 0 ? EIO : errno, "cannot read a kept weight in", folder_);
+        done += static_cast<uint64_t>(n);
+    }
+    return bytes;
+}
+
+} // namespace strata::mesh

@@ -1,0 +1,669 @@
+#include "mesh/lane.h"
+
+#include "base/check.h"
+#include "base/text.h"
+#include "mesh/limits.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <ggml-impl.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+
+namespace strata::mesh {
+namespace {
+
+constexpr int32_t kNoLayer = -1;
+constexpr int32_t kTail = INT32_MAX;
+constexpr uint64_t kBufferAlignment = 4096;
+
+// The layer that a tensor of a model's file belongs to.
+int32_t layer_of(std::string_view name) {
+    if (name.starts_with("blk.")) {
+        int32_t layer = kNoLayer;
+        const auto number = name.substr(4);
+        std::from_chars(number.data(), number.data() + number.size(), layer);
+        return layer;
+    }
+    // A tied head is the embedding's tensor; the embedding itself stays with the driver.
+    if (name.starts_with("output") || name.starts_with("token_embd") || name.starts_with("cls")) return kTail;
+    return kNoLayer;
+}
+
+uint64_t address_of(const ggml_tensor & tensor) {
+    return reinterpret_cast<uint64_t>(tensor.data);
+}
+
+// Pieces of at most kPieceBytes.
+std::vector<std::vector<Segment>> in_pieces(const std::vector<Segment> & segments) {
+    std::vector<std::vector<Segment>> pieces(1);
+    uint64_t room = kPieceBytes;
+    for (Segment segment : segments) {
+        while (segment.bytes > 0) {
+            const uint64_t bytes = std::min(room, segment.bytes);
+            pieces.back().push_back({segment.address, bytes});
+            segment = {segment.address + bytes, segment.bytes - bytes};
+            room -= bytes;
+            if (room == 0) {
+                pieces.emplace_back();
+                room = kPieceBytes;
+            }
+        }
+    }
+    if (pieces.back().empty()) pieces.pop_back();
+    return pieces;
+}
+
+void append(std::vector<Segment> & segments, Segment segment) {
+    if (!segments.empty() && segments.back().end() == segment.address) segments.back().bytes += segment.bytes;
+    else segments.push_back(segment);
+}
+
+} // namespace
+
+absl::StatusOr<std::unique_ptr<Lane>> Lane::open(wire::Network & network, LaneOptions options) {
+    if (options.executors.empty() || options.executors.size() > kMaxExecutors) {
+        return absl::InvalidArgumentError(fmt::format("a mesh has 1 to {} executors, not {}", kMaxExecutors,
+                                                      options.executors.size()));
+    }
+    if (!options.split.empty() && options.split.size() != options.executors.size()) {
+        return absl::InvalidArgumentError(
+            fmt::format("a split names {} shares for {} executors", options.split.size(), options.executors.size()));
+    }
+    std::unique_ptr<Lane> lane(new Lane(network, std::move(options)));
+    for (const std::string & address : lane->options_.executors) STRATA_RETURN_IF_ERROR(lane->connect(address));
+    return lane;
+}
+
+Lane::Lane(wire::Network & network, LaneOptions options)
+    : options_(std::move(options))
+    , network_(network)
+    , random_(options_.scatter_seed.value_or(0))
+    , journal_(options_.on_loss == LaneOptions::OnLoss::kRebind ? kMaxJournalBytes : 0)
+    , kept_(options_.folder) {}
+
+Lane::~Lane() {
+    for (const auto & link : links_) link->close();
+}
+
+// Makes the link to one more executor, tells it all buffers, and it and the others of each other.
+absl::Status Lane::connect(const std::string & address) {
+    wire::Hello hello;
+    hello.build = options_.build;
+    hello.name = options_.name;
+    const auto link = std::make_shared<Link>(signal_, address);
+    STRATA_RETURN_IF_ERROR(link->open(network_, hello));
+    for (const auto & [begin, buffer] : buffers_) link->add(wire::NewBuffer{buffer.id, buffer.range});
+    const auto number = static_cast<uint16_t>(links_.size());
+    for (uint16_t other = 0; other < number; ++other) {
+        links_[other]->add(wire::SetPeer{number, link->address(), link->token()});
+        link->add(wire::SetPeer{other, links_[other]->address(), links_[other]->token()});
+    }
+    links_.push_back(link);
+    named_graphs_.emplace_back();
+    return absl::OkStatus();
+}
+
+absl::StatusOr<size_t> Lane::add_executor(const std::string & address) {
+    const std::lock_guard lock(mutex_);
+    if (links_.size() >= kMaxExecutors) return absl::ResourceExhaustedError("too many executors");
+    STRATA_RETURN_IF_ERROR(connect(address));
+    return links_.size() - 1;
+}
+
+absl::Status Lane::status() const {
+    const std::lock_guard lock(mutex_);
+    return status_locked();
+}
+
+absl::Status Lane::status_locked() const {
+    if (!failed_.ok()) return failed_;
+    for (size_t i = 0; i < links_.size(); ++i) {
+        if ((lost_ & holder(i)) == 0) STRATA_RETURN_IF_ERROR(links_[i]->status());
+    }
+    return absl::OkStatus();
+}
+
+uint64_t Lane::free_bytes() const {
+    uint64_t bytes = 0;
+    for (const auto & link : links_) bytes += link->welcome().devices[0].free_bytes;
+    return bytes;
+}
+
+uint64_t Lane::total_bytes() const {
+    uint64_t bytes = 0;
+    for (const auto & link : links_) bytes += link->welcome().devices[0].memory_bytes;
+    return bytes;
+}
+
+uint32_t Lane::alignment() const {
+    uint32_t alignment = 1;
+    for (const auto & link : links_) alignment = std::max(alignment, link->welcome().devices[0].alignment);
+    return alignment;
+}
+
+std::string Lane::description() const {
+    return fmt::format("mesh of {}", fmt::join(options_.executors, ", "));
+}
+
+// --------------------------------------------------------------------------------------------------------------- memory
+
+const Lane::Buffer & Lane::allocate(uint64_t bytes) {
+    const std::lock_guard lock(mutex_);
+    // Addresses are never used twice, so that nothing at an executor can be taken for something else.
+    const Segment range{next_address_, std::max<uint64_t>(bytes, 1)};
+    next_address_ += (range.bytes / kBufferAlignment + 2) * kBufferAlignment;
+    Buffer & buffer = buffers_[range.address];
+    buffer = {next_buffer_++, range, [] { return Usage::kState; }};
+    directory_.add(range);
+    for (const auto & link : links_) link->add(wire::NewBuffer{buffer.id, range});
+    return buffer;
+}
+
+void Lane::set_usage(const Buffer & buffer, std::function<Usage()> usage) {
+    const std::lock_guard lock(mutex_);
+    buffers_.at(buffer.range.address).usage = std::move(usage);
+}
+
+void Lane::free(const Buffer & buffer) {
+    const std::lock_guard lock(mutex_);
+    const Segment range = buffer.range;
+    directory_.remove(range);
+    for (auto at = weights_.lower_bound(range.address); at != weights_.end() && at->first < range.end();) {
+        for (size_t i = 0; i < links_.size(); ++i) {
+            if ((at->second.bound & holder(i)) != 0) links_[i]->add(wire::UnbindWeight{at->first, false});
+        }
+        at = weights_.erase(at);
+        journal_.give_up();
+    }
+    placed_.erase(placed_.lower_bound(range.address), placed_.lower_bound(range.end()));
+    for (const auto & link : links_) link->add(wire::FreeBuffer{buffer.id});
+    buffers_.erase(range.address);
+    if (journal_.complete()) freed_.push_back(range);
+    ++bindings_version_;
+}
+
+const Lane::Buffer * Lane::buffer_at(uint64_t address) const {
+    auto at = buffers_.upper_bound(address);
+    if (at == buffers_.begin()) return nullptr;
+    --at;
+    return address < at->second.range.end() ? &at->second : nullptr;
+}
+
+void Lane::place(const ggml_tensor & tensor) {
+    if (tensor.op != GGML_OP_NONE || tensor.view_src != nullptr || tensor.name[0] == 0) return;
+    const std::lock_guard lock(mutex_);
+    const Buffer * buffer = buffer_at(address_of(tensor));
+    if (buffer == nullptr || buffer->usage() == Usage::kCompute) return;
+    placed_[address_of(tensor)] = {tensor.name, ggml_nbytes(&tensor), layer_of(tensor.name)};
+}
+
+void Lane::set(Segment range, const void * data) {
+    const std::lock_guard lock(mutex_);
+    const auto * bytes = static_cast<const uint8_t *>(data);
+    put(range, std::make_shared<const std::vector<uint8_t>>(bytes, bytes + range.bytes));
+}
+
+void Lane::put(Segment range, Bytes bytes) {
+    make_plain(range);
+    journal_.add(Journal::Set{range, bytes});
+    directory_.wrote(range, std::move(bytes));
+}
+
+void Lane::set_weight(const ggml_tensor & tensor, const void * data) {
+    const std::lock_guard lock(mutex_);
+    if (!status_locked().ok()) return;
+    const uint64_t address = address_of(tensor);
+    const std::span<const uint8_t> bytes(static_cast<const uint8_t *>(data), ggml_nbytes(&tensor));
+    make_plain({address, bytes.size()});
+    if (bindings_.empty()) bind_by_size();
+    WeightInfo & weight = weights_[address];
+    weight.name = tensor.name;
+    weight.layer = layer_of(tensor.name);
+    weight.type = tensor.type;
+    std::copy_n(tensor.ne, weight.ne.size(), weight.ne.begin());
+    weight.bytes = bytes.size();
+    weight.digest = Digest::of(std::as_bytes(bytes));
+    weight.set = true;
+    const size_t executor = executor_of(weight.layer);
+    weight.bound = holder(executor);
+    absl::Status sent = links_[executor]->send_weight({address, weight.digest, weight.type, weight.ne, {}}, bytes);
+    if (sent.ok() && options_.on_loss == LaneOptions::OnLoss::kRebind) sent = kept_.add(weight.digest, bytes);
+    failed_.Update(sent);
+    ++bindings_version_;
+}
+
+void Lane::make_plain(Segment range) {
+    auto at = weights_.upper_bound(range.address);
+    if (at != weights_.begin()) --at;
+    while (at != weights_.end() && at->first < range.end()) {
+        if (at->first + at->second.bytes <= range.address) {
+            ++at;
+            continue;
+        }
+        for (size_t i = 0; i < links_.size(); ++i) {
+            if ((at->second.bound & holder(i)) != 0) links_[i]->add(wire::UnbindWeight{at->first, true});
+        }
+        directory_.wrote({at->first, at->second.bytes}, at->second.bound);
+        at = weights_.erase(at);
+        journal_.give_up();
+        ++bindings_version_;
+    }
+}
+
+void Lane::fill(Segment range, uint8_t value) {
+    const std::lock_guard lock(mutex_);
+    make_plain(range);
+    journal_.add(Journal::Fill{range, value});
+    put_fill(range, value);
+}
+
+void Lane::put_fill(Segment range, uint8_t value) {
+    directory_.wrote(range, kEverybody);
+    for (const auto & link : links_) link->add(wire::FillBytes{range, value});
+}
+
+void Lane::copy(uint64_t to, Segment from) {
+    const std::lock_guard lock(mutex_);
+    make_plain({to, from.bytes});
+    make_plain(from);
+    journal_.add(Journal::Copy{to, from});
+    put_copy(to, from);
+}
+
+void Lane::put_copy(uint64_t to, Segment from) {
+    struct Piece {
+        Segment from;
+        Directory::Entry entry;
+    };
+    std::vector<Piece> pieces;
+    directory_.visit(from, [&](Segment segment, const Directory::Entry & entry) { pieces.push_back({segment, entry}); });
+    for (const Piece & piece : pieces) {
+        const Segment target{to + (piece.from.address - from.address), piece.from.bytes};
+        if (piece.entry.bytes != nullptr) {
+            const auto * begin = piece.entry.bytes->data() + (piece.from.address - piece.entry.bytes_address);
+            directory_.wrote(target, std::make_shared<const std::vector<uint8_t>>(begin, begin + piece.from.bytes));
+            continue;
+        }
+        for (size_t i = 0; i < links_.size(); ++i) {
+            if ((piece.entry.holders & holder(i)) != 0) links_[i]->add(wire::CopyBytes{target.address, piece.from});
+        }
+        directory_.wrote(target, piece.entry.holders);
+    }
+}
+
+void Lane::read(Segment range, void * to) {
+    const std::lock_guard lock(mutex_);
+    pending_.push_back({range, to});
+    start_read(range, to);
+}
+
+void Lane::start_read(Segment range, void * to) {
+    auto * const out = static_cast<uint8_t *>(to);
+    const auto target = [&](Segment piece) {
+        return std::span<uint8_t>(out + (piece.address - range.address), piece.bytes);
+    };
+    std::map<size_t, std::vector<Segment>> wanted; // by executor
+    if (const auto weight = weight_at(weights_, range.address); weight != weights_.end() && weight->second.set) {
+        wanted[static_cast<size_t>(std::countr_zero(weight->second.bound))].push_back(range);
+    } else {
+        directory_.visit(range, [&](Segment piece, const Directory::Entry & entry) {
+            if (entry.bytes != nullptr) {
+                std::copy_n(entry.bytes->data() + (piece.address - entry.bytes_address), piece.bytes,
+                            target(piece).data());
+            } else if (entry.holders == 0) {
+                std::ranges::fill(target(piece), 0);
+            } else { // kEverybody: any of them
+                append(wanted[static_cast<size_t>(std::countr_zero(entry.holders & ~lost_))], piece);
+            }
+        });
+    }
+    for (const auto & [executor, segments] : wanted) {
+        for (const auto & piece : in_pieces(segments)) {
+            std::vector<std::span<uint8_t>> targets;
+            for (const Segment & segment : piece) targets.push_back(target(segment));
+            links_[executor]->add_read(piece, std::move(targets));
+        }
+        links_[executor]->flush();
+    }
+}
+
+absl::Status Lane::synchronize() {
+    const std::lock_guard lock(mutex_);
+    while (true) {
+        bool lost = false;
+        {
+            std::unique_lock signal_lock(signal_->mutex);
+            signal_->changed.wait(signal_lock, [&] {
+                bool waits = false;
+                for (size_t i = 0; i < links_.size(); ++i) {
+                    if ((lost_ & holder(i)) != 0) continue;
+                    lost = lost || !links_[i]->status_locked().ok();
+                    waits = waits || links_[i]->reads_pending();
+                }
+                return lost || !waits;
+            });
+        }
+        if (!lost) {
+            pending_.clear();
+            return failed_;
+        }
+        const absl::Status mended = mend();
+        if (!mended.ok()) {
+            for (const Pending & read : pending_) std::memset(read.to, 0, read.range.bytes);
+            pending_.clear();
+            return mended;
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------- bindings
+
+// Runs of layers of about equal bytes, in order.
+void Lane::bind_by_size() {
+    std::map<int32_t, uint64_t> sizes;
+    for (const auto & [address, placed] : placed_) {
+        if (placed.layer != kNoLayer) sizes[placed.layer] += placed.bytes;
+    }
+    const size_t parts = options_.cuts > 0 ? options_.cuts + 1 : links_.size();
+    std::vector<double> shares = options_.split;
+    if (shares.empty() || options_.cuts > 0) shares.assign(parts, 1.0);
+    double all_shares = 0, all_bytes = 0;
+    for (const double share : shares) all_shares += share;
+    for (const auto & [layer, bytes] : sizes) all_bytes += static_cast<double>(bytes);
+    size_t part = 0;
+    double done = 0, until = shares[0] / all_shares * all_bytes;
+    for (const auto & [layer, bytes] : sizes) {
+        // A layer belongs to the part in which its middle lies.
+        while (part + 1 < parts && done + static_cast<double>(bytes) / 2 > until) {
+            until += shares[++part] / all_shares * all_bytes;
+        }
+        bindings_[layer] = part % links_.size();
+        done += static_cast<double>(bytes);
+    }
+    ++bindings_version_;
+}
+
+size_t Lane::executor_of(int32_t layer) const {
+    const auto binding = bindings_.find(layer);
+    return binding == bindings_.end() ? any_executor() : binding->second;
+}
+
+absl::Status Lane::bind(int32_t first_layer, int32_t last_layer, size_t executor) {
+    const std::lock_guard lock(mutex_);
+    if (executor >= links_.size() || (lost_ & holder(executor)) != 0) {
+        return absl::InvalidArgumentError(fmt::format("there is no executor {}", executor));
+    }
+    for (auto & [layer, bound] : bindings_) {
+        if (layer >= first_layer && layer <= last_layer) bound = executor;
+    }
+    ++bindings_version_;
+    return absl::OkStatus();
+}
+
+size_t Lane::anchor(const CapturedGraph::Tensor & tensor) const {
+    if (const auto weight = weight_at(weights_, tensor.wire.address); weight != weights_.end()) {
+        return weight->second.layer == kNoLayer ? kAnywhere : executor_of(weight->second.layer);
+    }
+    auto placed = placed_.upper_bound(tensor.wire.address);
+    if (placed == placed_.begin()) return kAnywhere;
+    --placed;
+    if (tensor.wire.address - placed->first >= placed->second.bytes || placed->second.layer == kNoLayer) return kAnywhere;
+    return executor_of(placed->second.layer);
+}
+
+// State belongs to the layer whose weights were used before it.
+void Lane::learn_state_layers(const CapturedGraph & graph) {
+    int32_t layer = kNoLayer;
+    const auto look = [&](const CapturedGraph::Tensor & tensor) {
+        if (const auto weight = weight_at(weights_, tensor.wire.address); weight != weights_.end()) {
+            if (weight->second.layer != kNoLayer) layer = weight->second.layer;
+            return;
+        }
+        auto placed = placed_.upper_bound(tensor.wire.address);
+        if (placed == placed_.begin()) return;
+        --placed;
+        const bool inside = tensor.wire.address - placed->first < placed->second.bytes;
+        if (inside && placed->second.layer == kNoLayer) placed->second.layer = layer;
+    };
+    for (const auto & tensor : graph.tensors) {
+        if (tensor.wire.op == 0) continue;
+        for (const uint32_t source : tensor.wire.sources) {
+            if (source != wire::GraphTensor::kNone) look(graph.tensors[source]);
+        }
+        look(tensor);
+    }
+}
+
+std::vector<Lane::PartStatus> Lane::parts() const {
+    const std::lock_guard lock(mutex_);
+    std::vector<PartStatus> parts;
+    size_t last = kAnywhere;
+    for (const auto & [layer, executor] : bindings_) {
+        if (executor != last) {
+            parts.push_back({links_[executor]->address(), layer, layer, links_[executor]->counters()});
+        }
+        parts.back().last_layer = layer;
+        last = executor;
+    }
+    return parts;
+}
+
+// --------------------------------------------------------------------------------------------------------------- graphs
+
+absl::StatusOr<Lane::Captured *> Lane::captured(const ggml_cgraph & graph) {
+    const auto is_ours = [&](const ggml_tensor & tensor) { return buffer_at(address_of(tensor)) != nullptr; };
+    Captured * captured = &unnamed_;
+    if (graph.uid != 0) {
+        const auto found = captured_.find(graph.uid);
+        if (found != captured_.end()) return &found->second;
+        if (captured_.size() >= kMaxCapturedGraphs) captured_.clear();
+        captured = &captured_[graph.uid];
+    }
+    auto made = CapturedGraph::capture(graph, is_ours);
+    if (!made.ok()) {
+        captured_.erase(graph.uid);
+        return made.status();
+    }
+    *captured = {*std::move(made), {}, 0};
+    return captured;
+}
+
+std::vector<size_t> Lane::scatter(const CapturedGraph & graph) {
+    std::vector<size_t> executors(graph.tensors.size());
+    for (size_t & executor : executors) {
+        do executor = random_() % links_.size();
+        while ((lost_ & holder(executor)) != 0);
+    }
+    return executors;
+}
+
+Plan Lane::plan_for(const CapturedGraph & graph) {
+    const auto anchored = [&](const CapturedGraph::Tensor & tensor) { return anchor(tensor); };
+    const auto executors = options_.scatter_seed.has_value() ? scatter(graph) : assign(graph, anchored, any_executor());
+    return make_plan(graph, executors, weights_);
+}
+
+// Of those that are left.
+size_t Lane::any_executor() const {
+    return static_cast<size_t>(std::countr_one(lost_));
+}
+
+absl::Status Lane::compute(const ggml_cgraph & graph) {
+    const std::lock_guard lock(mutex_);
+    if (!status_locked().ok()) STRATA_RETURN_IF_ERROR(mend());
+    STRATA_ASSIGN_OR_RETURN(Captured * const captured, this->captured(graph));
+    if (bindings_.empty()) bind_by_size();
+    // Weights that a graph writes are weights no more.
+    for (const auto & tensor : captured->graph->tensors) {
+        if (tensor.wire.op != 0 && !weights_.empty()) make_plain(tensor.range());
+    }
+    if (captured->bindings != bindings_version_ || options_.scatter_seed.has_value()) {
+        learn_state_layers(*captured->graph);
+        captured->plan = plan_for(*captured->graph);
+        captured->bindings = bindings_version_;
+    }
+    journal_.add(Journal::Graph{captured->graph});
+    const absl::Status ran = run(captured->plan);
+    return ran.ok() || !failed_.ok() ? ran : mend();
+}
+
+absl::Status Lane::run(const Plan & plan) {
+    for (const Part & part : plan.parts) {
+        Link & link = *links_[part.executor];
+        for (const uint64_t weight : part.weights) STRATA_RETURN_IF_ERROR(bring_weight(weight, part.executor));
+        bring(part.reads, part.executor);
+        auto & named = named_graphs_[part.executor];
+        if (named.size() >= kMaxNamedGraphs) {
+            link.add(wire::ForgetGraphs{});
+            named.clear();
+        }
+        if (named.insert(part.hash).second) link.add(wire::DefineGraph{part.hash, part.graph});
+        link.add(wire::Compute{part.hash});
+        for (const Segment & range : part.writes) directory_.wrote(range, holder(part.executor));
+    }
+    flush();
+    for (size_t i = 0; i < links_.size(); ++i) {
+        if ((lost_ & holder(i)) == 0) STRATA_RETURN_IF_ERROR(links_[i]->wait_for_credit());
+    }
+    return absl::OkStatus();
+}
+
+// Sees to it that an executor has valid bytes in all of the ranges when it comes to what is added to its link next.
+void Lane::bring(const std::vector<Segment> & ranges, size_t executor) {
+    struct Own {
+        Segment range;
+        Directory::Entry entry;
+    };
+    std::vector<Own> own;
+    std::map<size_t, std::vector<Segment>> others;
+    for (const Segment & range : ranges) {
+        directory_.visit(range, [&](Segment piece, const Directory::Entry & entry) {
+            if ((entry.holders & holder(executor)) != 0) return;
+            if (entry.bytes != nullptr) own.push_back({piece, entry});
+            else if (entry.holders != 0) append(others[static_cast<size_t>(std::countr_zero(entry.holders))], piece);
+        });
+    }
+    for (const Own & piece : own) {
+        std::span<const uint8_t> bytes(*piece.entry.bytes);
+        bytes = bytes.subspan(piece.range.address - piece.entry.bytes_address, piece.range.bytes);
+        for (size_t at = 0; at < bytes.size(); at += kPieceBytes) {
+            links_[executor]->add(
+                wire::SetBytes{piece.range.address + at, bytes.subspan(at, std::min(kPieceBytes, bytes.size() - at))});
+        }
+        directory_.has(piece.range, holder(executor));
+        // Inputs go to several executors; state is too large to be kept, and has one place.
+        if (buffer_at(piece.range.address)->usage() != Usage::kCompute) directory_.forget_bytes(piece.range);
+    }
+    for (const auto & [from, segments] : others) {
+        for (auto & piece : in_pieces(segments)) {
+            const uint64_t tag = next_tag_++;
+            links_[from]->add(wire::Push{static_cast<uint16_t>(executor), tag, piece});
+            links_[executor]->add(wire::Expect{tag, piece});
+        }
+        for (const Segment & segment : segments) directory_.has(segment, holder(executor));
+    }
+}
+
+absl::Status Lane::bring_weight(uint64_t address, size_t executor) {
+    WeightInfo & weight = weights_.at(address);
+    if ((weight.bound & holder(executor)) != 0) return absl::OkStatus();
+    wire::BindWeight bind{address, weight.digest, weight.type, weight.ne, {}};
+    for (size_t i = 0; i < links_.size(); ++i) {
+        if ((weight.bound & holder(i)) != 0) bind.sources.push_back(static_cast<uint16_t>(i));
+    }
+    if (bind.sources.empty()) { // they went with their executor
+        STRATA_ASSIGN_OR_RETURN(const auto bytes, kept_.get(weight.digest));
+        STRATA_RETURN_IF_ERROR(links_[executor]->send_weight(bind, bytes));
+    } else {
+        links_[executor]->add(bind);
+    }
+    weight.bound |= holder(executor);
+    return absl::OkStatus();
+}
+
+// ----------------------------------------------------------------------------------------------------------------- loss
+
+// Until it works with those that are left, or nothing can be done.
+absl::Status Lane::mend() {
+    absl::Status status = status_locked();
+    while (failed_.ok() && !status.ok()) {
+        status = mend_once();
+        if (status.ok()) status = status_locked();
+        else if (status_locked().ok()) failed_ = status; // nobody else was lost: trying again won't help
+    }
+    return status;
+}
+
+absl::Status Lane::mend_once() {
+    absl::Status reason;
+    std::vector<size_t> left;
+    for (size_t i = 0; i < links_.size(); ++i) {
+        if ((lost_ & holder(i)) != 0) continue;
+        if (const absl::Status status = links_[i]->status(); !status.ok()) {
+            reason.Update(status);
+            lost_ |= holder(i);
+        } else {
+            left.push_back(i);
+        }
+    }
+    if (options_.on_loss != LaneOptions::OnLoss::kRebind || left.empty()) {
+        failed_ = reason;
+        return failed_;
+    }
+    if (!journal_.complete()) {
+        failed_ = absl::UnavailableError(fmt::format("{}; the journal has no room for all since the beginning, so it can't "
+                                                     "be done again elsewhere",
+                                                     std::string(reason.message())));
+        return failed_;
+    }
+    for (const size_t i : left) links_[i]->skip_pushes(next_tag_);
+    for (auto & [address, weight] : weights_) weight.bound &= ~lost_;
+    size_t heir = left.front();
+    for (auto & [layer, executor] : bindings_) { // in order: a layer goes where the one before it is
+        if ((lost_ & holder(executor)) != 0) executor = heir;
+        heir = executor;
+    }
+    ++bindings_version_;
+    return replay();
+}
+
+// Does everything in the journal again, from zeros.
+absl::Status Lane::replay() {
+    std::vector<wire::NewBuffer> again; // the journal writes to buffers that are gone
+    for (const Segment & range : freed_) again.push_back({next_buffer_++, range});
+    for (const auto & link : links_) {
+        for (const auto & buffer : again) link->add(wire::NewBuffer{buffer.id, buffer.range});
+    }
+    for (const auto & buffer : again) directory_.add(buffer.range);
+    for (const auto & [begin, buffer] : buffers_) put_fill(buffer.range, 0);
+    absl::flat_hash_map<const CapturedGraph *, Plan> plans;
+    for (const Journal::Entry & entry : journal_.entries()) {
+        if (const auto * set = std::get_if<Journal::Set>(&entry)) {
+            directory_.wrote(set->range, set->bytes);
+        } else if (const auto * fill = std::get_if<Journal::Fill>(&entry)) {
+            put_fill(fill->range, fill->value);
+        } else if (const auto * copy = std::get_if<Journal::Copy>(&entry)) {
+            put_copy(copy->to, copy->from);
+        } else {
+            const CapturedGraph & graph = *std::get<Journal::Graph>(entry).graph;
+            auto [plan, inserted] = plans.try_emplace(&graph);
+            if (inserted || options_.scatter_seed.has_value()) plan->second = plan_for(graph);
+            STRATA_RETURN_IF_ERROR(run(plan->second));
+        }
+    }
+    for (const auto & buffer : again) {
+        directory_.remove(buffer.range);
+        for (const auto & link : links_) link->add(wire::FreeBuffer{buffer.id});
+    }
+    for (const Pending & read : pending_) start_read(read.range, read.to);
+    return absl::OkStatus();
+}
+
+void Lane::flush() {
+    for (const auto & link : links_) link->flush();
+}
+
+} // namespace strata::mesh

@@ -1,0 +1,163 @@
+#pragma once
+
+#include "mesh/directory.h"
+#include "mesh/journal.h"
+#include "mesh/kept_weights.h"
+#include "mesh/link.h"
+#include "mesh/step.h"
+
+#include <absl/container/flat_hash_map.h>
+#include <absl/container/flat_hash_set.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace strata::mesh {
+
+struct LaneOptions {
+    std::vector<std::string> executors; // addresses
+    // How many of the model's weight bytes each executor gets, relative to the others; none: the same for all.
+    std::vector<double> split;
+    // Instead of one part for each executor: this many cuts, the executors taking turns. For measurements.
+    size_t cuts = 0;
+    // Every node of every graph on an executor chosen at random: for tests.
+    std::optional<uint64_t> scatter_seed;
+    std::string build;
+    std::string name; // for people who look at the executors
+    // What happens when an executor is lost. kRebind: the others take its layers, and all since the beginning is done
+    // again, with equal results. That takes a journal, and a copy of the weights in `folder`.
+    enum class OnLoss { kFail, kRebind } on_loss = OnLoss::kFail;
+    std::string folder = "/var/tmp";
+};
+
+// What a buffer holds, as ggml's usage says; looked up anew for each graph, since ggml changes it without a word.
+enum class Usage { kState, kWeights, kCompute };
+
+// One ggml device: an address space that the executors of a mesh hold together, and the graphs that run in it where
+// their layers are bound. Commands go out in order and nobody waits for them; only what is read is waited for.
+// Thread-safe: one call at a time goes on.
+//
+// When an executor is lost and its part can't be done again elsewhere, each further call fails, or does nothing where
+// libllama takes no answer: status() is why.
+class Lane {
+public:
+    static absl::StatusOr<std::unique_ptr<Lane>> open(wire::Network & network, LaneOptions options);
+    ~Lane();
+
+    absl::Status status() const;
+    uint64_t free_bytes() const;
+    uint64_t total_bytes() const;
+    uint32_t alignment() const;
+    std::string description() const;
+
+    // A buffer, zero everywhere. `usage` is asked while the buffer lives.
+    struct Buffer {
+        uint32_t id = 0;
+        Segment range;
+        std::function<Usage()> usage;
+    };
+    const Buffer & allocate(uint64_t bytes);
+    void set_usage(const Buffer & buffer, std::function<Usage()> usage);
+    void free(const Buffer & buffer);
+    // A tensor of the model, or one of its state, lies at this place.
+    void place(const ggml_tensor & tensor);
+
+    void set(Segment range, const void * data);
+    void set_weight(const ggml_tensor & tensor, const void * data);
+    void fill(Segment range, uint8_t value);
+    void copy(uint64_t to, Segment from);
+    // `to` is filled when synchronize() returns.
+    void read(Segment range, void * to);
+    absl::Status synchronize();
+
+    absl::Status compute(const ggml_cgraph & graph);
+
+    // From the next graph on these layers run elsewhere: their weights and their state follow. When they were lost with
+    // their executor, all is done again there first.
+    absl::Status bind(int32_t first_layer, int32_t last_layer, size_t executor);
+    // One more executor, to which nothing is bound yet; its number.
+    absl::StatusOr<size_t> add_executor(const std::string & address);
+
+    struct PartStatus {
+        std::string executor;
+        int32_t first_layer = 0, last_layer = 0;
+        Link::Counters counters;
+    };
+    std::vector<PartStatus> parts() const;
+
+private:
+    struct Placed {
+        std::string name;
+        uint64_t bytes = 0;
+        int32_t layer = 0;
+    };
+    struct Pending {
+        Segment range;
+        void * to;
+    };
+    struct Captured {
+        std::shared_ptr<const CapturedGraph> graph;
+        Plan plan;
+        uint64_t bindings = 0; // the version of the bindings that the plan is for; 0: none yet
+    };
+
+    Lane(wire::Network & network, LaneOptions options);
+
+    absl::Status connect(const std::string & address);
+    absl::Status status_locked() const;
+    void bind_by_size();
+    size_t executor_of(int32_t layer) const;
+    size_t anchor(const CapturedGraph::Tensor & tensor) const;
+    void learn_state_layers(const CapturedGraph & graph);
+    const Buffer * buffer_at(uint64_t address) const;
+    absl::StatusOr<Captured *> captured(const ggml_cgraph & graph);
+    std::vector<size_t> scatter(const CapturedGraph & graph);
+    Plan plan_for(const CapturedGraph & graph);
+    size_t any_executor() const;
+    void put(Segment range, Bytes bytes);
+    void put_fill(Segment range, uint8_t value);
+    void put_copy(uint64_t to, Segment from);
+    void start_read(Segment range, void * to);
+    absl::Status run(const Plan & plan);
+    absl::Status mend();
+    absl::Status mend_once();
+    absl::Status replay();
+    void bring(const std::vector<Segment> & ranges, size_t executor);
+    absl::Status bring_weight(uint64_t address, size_t executor);
+    void make_plain(Segment range); // weights in it become ordinary memory
+    void flush();
+
+    const LaneOptions options_;
+    wire::Network & network_;
+    const std::shared_ptr<LinkSignal> signal_ = std::make_shared<LinkSignal>();
+    std::vector<std::shared_ptr<Link>> links_; // lost ones keep their place
+
+    mutable std::mutex mutex_;
+    absl::Status failed_;
+    uint64_t next_address_ = uint64_t{1} << 40;
+    uint32_t next_buffer_ = 1;
+    std::map<uint64_t, Buffer> buffers_; // by address
+    std::map<uint64_t, Placed> placed_;
+    Weights weights_;
+    Directory directory_;
+    std::map<int32_t, size_t> bindings_;
+    uint64_t bindings_version_ = 1;
+    uint64_t next_tag_ = 1;
+    absl::flat_hash_map<uint64_t, Captured> captured_; // by ggml's number
+    Captured unnamed_;
+    std::vector<absl::flat_hash_set<wire::GraphHash>> named_graphs_; // at each executor
+    std::mt19937_64 random_;
+    std::vector<Pending> pending_; // reads that synchronize() waits for
+    Holders lost_ = 0;
+    Journal journal_;
+    KeptWeights kept_;
+    std::vector<Segment> freed_; // buffers that the journal still writes to
+};
+
+} // namespace strata::mesh

@@ -1,0 +1,201 @@
+#include "mesh/link.h"
+
+#include "base/check.h"
+#include "base/text.h"
+#include "mesh/limits.h"
+#include "wire/limits.h"
+
+#include <fmt/format.h>
+#include <openssl/rand.h>
+
+#include <algorithm>
+#include <thread>
+
+namespace strata::mesh {
+
+Link::Link(std::shared_ptr<LinkSignal> signal, std::string address)
+    : signal_(std::move(signal))
+    , address_(std::move(address)) {}
+
+absl::Status Link::open(wire::Network & network, const wire::Hello & hello) {
+    wire::Hello mine = hello;
+    STRATA_CHECK(RAND_bytes(token_.data(), static_cast<int>(token_.size())) == 1);
+    mine.token = token_;
+    STRATA_ASSIGN_OR_RETURN(channel_, network.connect(address_, shared_from_this()));
+    wire::FrameHeader header;
+    header.type = wire::FrameType::kHello;
+    channel_->send(header, mine.encode());
+    std::unique_lock lock(signal_->mutex);
+    signal_->changed.wait_for(lock, kOpenTimeout, [&] { return welcomed_ || !closed_.ok(); });
+    if (!closed_.ok()) return closed_;
+    if (!welcomed_) return absl::DeadlineExceededError(fmt::format("{} does not answer", address_));
+    if (welcome_.build != hello.build) {
+        return absl::FailedPreconditionError(fmt::format("{} is {}, this engine {}", address_, welcome_.build, hello.build));
+    }
+    return absl::OkStatus();
+}
+
+void Link::close() {
+    if (channel_ != nullptr) channel_->close(absl::OkStatus());
+}
+
+void Link::add(const wire::Command & command) {
+    if (std::holds_alternative<wire::Compute>(command)) ++graphs_in_body_;
+    wire::encode(body_, command);
+    if (body_.size() >= kFlushBytes) flush();
+}
+
+void Link::flush() {
+    if (body_.empty()) return;
+    wire::FrameHeader header;
+    header.type = wire::FrameType::kCommands;
+    header.sequence = ++sequence_;
+    {
+        const std::lock_guard lock(signal_->mutex);
+        unfinished_.push_back({sequence_, body_.size(), graphs_in_body_});
+        unfinished_bytes_ += body_.size();
+        unfinished_graphs_ += graphs_in_body_;
+    }
+    channel_->send(header, body_.bytes());
+    body_.clear();
+    graphs_in_body_ = 0;
+}
+
+void Link::skip_pushes(uint64_t below_tag) {
+    wire::FrameHeader header;
+    header.type = wire::FrameType::kSkip;
+    channel_->send(header, wire::encode(wire::Skip{below_tag}));
+}
+
+absl::Status Link::wait_for_credit() {
+    std::unique_lock lock(signal_->mutex);
+    signal_->changed.wait(lock, [&] {
+        return !closed_.ok() || (unfinished_graphs_ <= kMaxUnfinishedGraphs && unfinished_bytes_ <= kMaxUnfinishedBytes);
+    });
+    return closed_;
+}
+
+void Link::add_read(const std::vector<wire::Segment> & from, std::vector<std::span<uint8_t>> to) {
+    const uint64_t id = next_read_++;
+    {
+        const std::lock_guard lock(signal_->mutex);
+        reads_[id].to = std::move(to);
+    }
+    add(wire::Read{id, from});
+}
+
+bool Link::reads_pending() const {
+    return !reads_.empty();
+}
+
+absl::Status Link::status() const {
+    const std::lock_guard lock(signal_->mutex);
+    return closed_;
+}
+
+absl::StatusOr<wire::WeightState> Link::wait_for_weight() {
+    std::unique_lock lock(signal_->mutex);
+    signal_->changed.wait(lock, [&] { return !closed_.ok() || weight_answer_.has_value(); });
+    if (!closed_.ok()) return closed_;
+    return *std::exchange(weight_answer_, std::nullopt);
+}
+
+absl::Status Link::send_weight(const wire::BindWeight & bind, std::span<const uint8_t> data) {
+    {
+        const std::lock_guard lock(signal_->mutex);
+        awaited_weight_ = bind.digest;
+        weight_answer_.reset();
+    }
+    add(bind);
+    flush();
+    STRATA_ASSIGN_OR_RETURN(const wire::WeightState state, wait_for_weight());
+    if (state == wire::WeightState::kHave) return absl::OkStatus();
+    wire::FrameHeader header;
+    header.type = wire::FrameType::kWeight;
+    for (size_t offset = 0; offset < data.size(); offset += kPieceBytes) {
+        const auto head = wire::encode(wire::WeightHead{bind.digest, offset, data.size()});
+        const std::array<std::span<const uint8_t>, 2> pieces{head,
+                                                             data.subspan(offset, std::min(kPieceBytes, data.size() - offset))};
+        channel_->send(header, pieces);
+        while (channel_->queued_bytes() > kMaxUnfinishedBytes / 4 && status().ok()) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+    }
+    return wait_for_weight().status();
+}
+
+Link::Counters Link::counters() const {
+    Counters counters;
+    if (channel_ != nullptr) counters.wire = channel_->counters();
+    const std::lock_guard lock(signal_->mutex);
+    counters.graphs = graphs_;
+    counters.busy_ns = busy_ns_;
+    return counters;
+}
+
+size_t Link::max_body_bytes() const {
+    return wire::kMaxFrameBytes;
+}
+
+absl::Status Link::on_frame(const wire::Frame & frame) {
+    if (frame.header.type == wire::FrameType::kResult) STRATA_RETURN_IF_ERROR(on_result(frame));
+    {
+        const std::lock_guard lock(signal_->mutex);
+        while (!unfinished_.empty() && unfinished_.front().sequence <= frame.header.sequence) {
+            unfinished_bytes_ -= unfinished_.front().bytes;
+            unfinished_graphs_ -= unfinished_.front().graphs;
+            unfinished_.pop_front();
+        }
+        switch (frame.header.type) {
+        case wire::FrameType::kResult: break;
+        case wire::FrameType::kWelcome: {
+            STRATA_ASSIGN_OR_RETURN(welcome_, wire::Welcome::decode(frame.body()));
+            welcomed_ = true;
+            break;
+        }
+        case wire::FrameType::kProgress: {
+            STRATA_ASSIGN_OR_RETURN(const wire::Progress progress, wire::decode_progress(frame.body()));
+            graphs_ = progress.graphs;
+            busy_ns_ = progress.busy_ns;
+            break;
+        }
+        case wire::FrameType::kWeightState: {
+            STRATA_ASSIGN_OR_RETURN(const wire::WeightAnswer answer, wire::decode_weight_answer(frame.body()));
+            if (answer.digest == awaited_weight_) weight_answer_ = answer.state;
+            break;
+        }
+        default:
+            return absl::InvalidArgumentError(
+                fmt::format("a frame of type {} from an executor", static_cast<int>(frame.header.type)));
+        }
+    }
+    signal_->changed.notify_all();
+    return absl::OkStatus();
+}
+
+absl::Status Link::on_result(const wire::Frame & frame) {
+    auto data = frame.body();
+    STRATA_ASSIGN_OR_RETURN(const wire::ResultHead head, wire::decode_result(data));
+    const std::lock_guard lock(signal_->mutex);
+    const auto read = reads_.find(head.id);
+    if (read == reads_.end()) return absl::OkStatus(); // given up
+    for (const auto piece : read->second.to) {
+        if (piece.size() > data.size()) return absl::InvalidArgumentError("a result that is too short");
+        std::ranges::copy(data.first(piece.size()), piece.begin());
+        data = data.subspan(piece.size());
+    }
+    if (!data.empty()) return absl::InvalidArgumentError("a result that is too long");
+    reads_.erase(read);
+    return absl::OkStatus();
+}
+
+void Link::on_closed(const absl::Status & reason) {
+    {
+        const std::lock_guard lock(signal_->mutex);
+        closed_ = reason;
+        reads_.clear();
+    }
+    signal_->changed.notify_all();
+}
+
+} // namespace strata::mesh

@@ -1,0 +1,101 @@
+#pragma once
+
+#include "wire/message.h"
+#include "wire/network.h"
+
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace strata::mesh {
+
+// What all links of a lane wait on together.
+struct LinkSignal {
+    std::mutex mutex;
+    std::condition_variable changed;
+};
+
+// The driver's side of a lane at one executor: commands go out in frames, answers come in. send functions are for the
+// lane's thread; answers come from the connection's.
+class Link : public wire::ChannelHandler, public std::enable_shared_from_this<Link> {
+public:
+    Link(std::shared_ptr<LinkSignal> signal, std::string address);
+
+    // Connects and waits for the executor's welcome.
+    absl::Status open(wire::Network & network, const wire::Hello & hello);
+    void close();
+    const wire::Welcome & welcome() const { return welcome_; }
+    const std::string & address() const { return address_; }
+    const wire::Token & token() const { return token_; }
+
+    // Commands gather until flush(), or until they are many.
+    void add(const wire::Command & command);
+    void flush();
+    // At once, before all that waits there.
+    void skip_pushes(uint64_t below_tag);
+    // Waits until the executor is not too far behind.
+    absl::Status wait_for_credit();
+
+    // A read whose answer goes to `to`, piece by piece.
+    void add_read(const std::vector<wire::Segment> & from, std::vector<std::span<uint8_t>> to);
+    bool reads_pending() const;       // signal's mutex held
+    absl::Status status() const;      // OK while the connection stands
+    absl::Status status_locked() const { return closed_; }
+
+    // Binds a weight and sees to it that the executor gets its bytes: waits for its answer.
+    absl::Status send_weight(const wire::BindWeight & bind, std::span<const uint8_t> data);
+
+    struct Counters {
+        wire::Channel::Counters wire;
+        uint64_t graphs = 0;
+        uint64_t busy_ns = 0;
+    };
+    Counters counters() const;
+
+    absl::Status on_frame(const wire::Frame & frame) override;
+    void on_closed(const absl::Status & reason) override;
+    size_t max_body_bytes() const override;
+
+private:
+    struct PendingRead {
+        std::vector<std::span<uint8_t>> to;
+    };
+    absl::Status on_result(const wire::Frame & frame);
+    absl::StatusOr<wire::WeightState> wait_for_weight();
+
+    const std::shared_ptr<LinkSignal> signal_;
+    const std::string address_;
+    wire::Token token_{};
+    std::shared_ptr<wire::Channel> channel_;
+
+    // Of the lane's thread.
+    wire::Writer body_;
+    uint64_t graphs_in_body_ = 0;
+    uint64_t sequence_ = 0;
+    uint64_t next_read_ = 1;
+
+    // Under the signal's mutex.
+    bool welcomed_ = false;
+    wire::Welcome welcome_;
+    absl::Status closed_;
+    std::map<uint64_t, PendingRead> reads_;
+    Digest awaited_weight_;
+    std::optional<wire::WeightState> weight_answer_;
+    struct Sent {
+        uint64_t sequence;
+        uint64_t bytes;
+        uint64_t graphs;
+    };
+    std::deque<Sent> unfinished_; // frames that the executor has not done yet
+    uint64_t unfinished_bytes_ = 0;
+    uint64_t unfinished_graphs_ = 0;
+    uint64_t graphs_ = 0, busy_ns_ = 0;
+};
+
+} // namespace strata::mesh

@@ -1,0 +1,400 @@
+#include "wire/message.h"
+
+#include <fmt/format.h>
+
+namespace strata::wire {
+namespace {
+
+// Nothing real comes near these; they keep what a frame can make us allocate within its own size.
+constexpr size_t kMaxTextBytes = 255;
+constexpr size_t kMaxDevices = 64;
+
+absl::Status malformed(std::string_view what) {
+    return absl::InvalidArgumentError(fmt::format("malformed {}", what));
+}
+
+void put(Writer & writer, const Segment & segment) {
+    writer.put(segment.address);
+    writer.put(segment.bytes);
+}
+
+// False for an empty range, and for one that wraps.
+bool get(Reader & reader, Segment & segment) {
+    segment.address = reader.get<uint64_t>();
+    segment.bytes = reader.get<uint64_t>();
+    return segment.bytes > 0 && segment.address + segment.bytes > segment.address;
+}
+
+void put(Writer & writer, const std::vector<Segment> & segments) {
+    writer.put(static_cast<uint32_t>(segments.size()));
+    for (const Segment & segment : segments) put(writer, segment);
+}
+
+bool get(Reader & reader, std::vector<Segment> & segments) {
+    const auto count = reader.get<uint32_t>();
+    if (count == 0 || count > reader.left() / 16) return false;
+    segments.resize(count);
+    uint64_t total = 0;
+    for (Segment & segment : segments) {
+        if (!get(reader, segment)) return false;
+        total += segment.bytes;
+        if (total < segment.bytes) return false;
+    }
+    return true;
+}
+
+template <size_t N>
+void put(Writer & writer, const std::array<uint8_t, N> & bytes) {
+    writer.raw(bytes.data(), N);
+}
+
+template <size_t N>
+void get(Reader & reader, std::array<uint8_t, N> & bytes) {
+    reader.raw(bytes.data(), N);
+}
+
+Digest get_digest(Reader & reader) {
+    std::array<uint8_t, Digest::kBytes> bytes{};
+    get(reader, bytes);
+    return Digest(bytes);
+}
+
+bool get(Reader & reader, std::string & text) {
+    text = reader.text();
+    return text.size() <= kMaxTextBytes;
+}
+
+// One overload for each command: put_body writes what follows its number, get_body reads it.
+void put_body(Writer & w, const NewBuffer & c) {
+    w.put(c.id);
+    put(w, c.range);
+}
+bool get_body(Reader & r, NewBuffer & c) {
+    c.id = r.get<uint32_t>();
+    return get(r, c.range);
+}
+void put_body(Writer & w, const FreeBuffer & c) {
+    w.put(c.id);
+}
+bool get_body(Reader & r, FreeBuffer & c) {
+    c.id = r.get<uint32_t>();
+    return true;
+}
+void put_body(Writer & w, const SetBytes & c) {
+    put(w, Segment{c.address, c.data.size()});
+    w.raw(c.data.data(), c.data.size());
+}
+bool get_body(Reader & r, SetBytes & c) {
+    Segment range;
+    if (!get(r, range)) return false;
+    c.address = range.address;
+    c.data = r.take(range.bytes);
+    return true;
+}
+void put_body(Writer & w, const FillBytes & c) {
+    put(w, c.range);
+    w.put(c.value);
+}
+bool get_body(Reader & r, FillBytes & c) {
+    const bool ok = get(r, c.range);
+    c.value = r.get<uint8_t>();
+    return ok;
+}
+void put_body(Writer & w, const CopyBytes & c) {
+    w.put(c.to);
+    put(w, c.from);
+}
+bool get_body(Reader & r, CopyBytes & c) {
+    c.to = r.get<uint64_t>();
+    return get(r, c.from) && c.to + c.from.bytes > c.to;
+}
+void put_body(Writer & w, const DropBytes & c) {
+    put(w, c.range);
+}
+bool get_body(Reader & r, DropBytes & c) {
+    return get(r, c.range);
+}
+void put_body(Writer & w, const BindWeight & c) {
+    w.put(c.address);
+    put(w, c.digest.bytes());
+    w.put(c.type);
+    for (const int64_t n : c.ne) w.put(n);
+    w.put(static_cast<uint16_t>(c.sources.size()));
+    for (const uint16_t source : c.sources) w.put(source);
+}
+bool get_body(Reader & r, BindWeight & c) {
+    c.address = r.get<uint64_t>();
+    c.digest = get_digest(r);
+    c.type = r.get<uint32_t>();
+    for (int64_t & n : c.ne) n = r.get<int64_t>();
+    const auto count = r.get<uint16_t>();
+    if (count > r.left() / 2) return false;
+    c.sources.resize(count);
+    for (uint16_t & source : c.sources) source = r.get<uint16_t>();
+    return true;
+}
+void put_body(Writer & w, const UnbindWeight & c) {
+    w.put(c.address);
+    w.put(static_cast<uint8_t>(c.keep));
+}
+bool get_body(Reader & r, UnbindWeight & c) {
+    c.address = r.get<uint64_t>();
+    const auto keep = r.get<uint8_t>();
+    c.keep = keep != 0;
+    return keep <= 1;
+}
+void put_body(Writer & w, const DefineGraph & c) {
+    put(w, c.hash);
+    w.put(static_cast<uint32_t>(c.graph.size()));
+    w.raw(c.graph.data(), c.graph.size());
+}
+bool get_body(Reader & r, DefineGraph & c) {
+    get(r, c.hash);
+    c.graph = r.take(r.get<uint32_t>());
+    return true;
+}
+void put_body(Writer &, const ForgetGraphs &) {}
+bool get_body(Reader &, ForgetGraphs &) {
+    return true;
+}
+void put_body(Writer & w, const Compute & c) {
+    put(w, c.hash);
+}
+bool get_body(Reader & r, Compute & c) {
+    get(r, c.hash);
+    return true;
+}
+void put_body(Writer & w, const Push & c) {
+    w.put(c.peer);
+    w.put(c.tag);
+    put(w, c.from);
+}
+bool get_body(Reader & r, Push & c) {
+    c.peer = r.get<uint16_t>();
+    c.tag = r.get<uint64_t>();
+    return get(r, c.from);
+}
+void put_body(Writer & w, const Expect & c) {
+    w.put(c.tag);
+    put(w, c.to);
+}
+bool get_body(Reader & r, Expect & c) {
+    c.tag = r.get<uint64_t>();
+    return get(r, c.to);
+}
+void put_body(Writer & w, const Read & c) {
+    w.put(c.id);
+    put(w, c.from);
+}
+bool get_body(Reader & r, Read & c) {
+    c.id = r.get<uint64_t>();
+    return get(r, c.from);
+}
+void put_body(Writer & w, const SetPeer & c) {
+    w.put(c.index);
+    w.text(c.address);
+    put(w, c.token);
+}
+bool get_body(Reader & r, SetPeer & c) {
+    c.index = r.get<uint16_t>();
+    const bool ok = get(r, c.address);
+    get(r, c.token);
+    return ok;
+}
+
+// The number of a command is its place in Command, counted from 1.
+template <size_t I = 0>
+bool get_command(Reader & reader, uint8_t number, Command & command) {
+    if constexpr (I < std::variant_size_v<Command>) {
+        if (number != I + 1) return get_command<I + 1>(reader, number, command);
+        return get_body(reader, command.emplace<I>());
+    }
+    return false;
+}
+
+} // namespace
+
+void encode(Writer & writer, const Command & command) {
+    writer.put(static_cast<uint8_t>(command.index() + 1));
+    std::visit([&](const auto & body) { put_body(writer, body); }, command);
+}
+
+absl::StatusOr<std::vector<Command>> decode_commands(std::span<const uint8_t> body) {
+    Reader reader(body);
+    std::vector<Command> commands;
+    while (!reader.done()) {
+        const auto number = reader.get<uint8_t>();
+        if (!get_command(reader, number, commands.emplace_back()) || !reader.ok()) {
+            return malformed(fmt::format("command {} (kind {})", commands.size(), number));
+        }
+    }
+    if (!reader.ok()) return malformed("commands");
+    return commands;
+}
+
+std::vector<uint8_t> Hello::encode() const {
+    Writer writer;
+    writer.text(build);
+    writer.put(role);
+    put(writer, token);
+    writer.put(device);
+    writer.text(name);
+    return writer.take();
+}
+
+absl::StatusOr<Hello> Hello::decode(std::span<const uint8_t> body) {
+    Reader reader(body);
+    Hello hello;
+    bool ok = get(reader, hello.build);
+    hello.role = reader.get<Role>();
+    get(reader, hello.token);
+    hello.device = reader.get<uint16_t>();
+    ok = get(reader, hello.name) && ok;
+    ok = ok && hello.role >= Role::kDriver && hello.role <= Role::kObserver;
+    if (!ok || !reader.ok() || !reader.done()) return malformed("hello");
+    return hello;
+}
+
+std::vector<uint8_t> Welcome::encode() const {
+    Writer writer;
+    writer.text(build);
+    writer.text(name);
+    writer.put(static_cast<uint16_t>(devices.size()));
+    for (const DeviceInfo & device : devices) {
+        writer.text(device.name);
+        writer.text(device.description);
+        writer.put(device.memory_bytes);
+        writer.put(device.free_bytes);
+        writer.put(device.alignment);
+        writer.put(device.threads);
+    }
+    return writer.take();
+}
+
+absl::StatusOr<Welcome> Welcome::decode(std::span<const uint8_t> body) {
+    Reader reader(body);
+    Welcome welcome;
+    bool ok = get(reader, welcome.build) && get(reader, welcome.name);
+    const auto count = reader.get<uint16_t>();
+    if (!ok || count > kMaxDevices) return malformed("welcome");
+    welcome.devices.resize(count);
+    for (DeviceInfo & device : welcome.devices) {
+        ok = get(reader, device.name) && get(reader, device.description) && ok;
+        device.memory_bytes = reader.get<uint64_t>();
+        device.free_bytes = reader.get<uint64_t>();
+        device.alignment = reader.get<uint32_t>();
+        device.threads = reader.get<uint16_t>();
+    }
+    if (!ok || !reader.ok() || !reader.done()) return malformed("welcome");
+    return welcome;
+}
+
+std::vector<uint8_t> encode(const ResultHead & head) {
+    Writer writer;
+    writer.put(head.id);
+    return writer.take();
+}
+
+std::vector<uint8_t> encode(const PushHead & head) {
+    Writer writer;
+    put(writer, head.token);
+    writer.put(head.tag);
+    return writer.take();
+}
+
+std::vector<uint8_t> encode(const WeightHead & head) {
+    Writer writer;
+    put(writer, head.digest.bytes());
+    writer.put(head.offset);
+    writer.put(head.total_bytes);
+    return writer.take();
+}
+
+std::vector<uint8_t> encode(const WeightAnswer & answer) {
+    Writer writer;
+    put(writer, answer.digest.bytes());
+    writer.put(answer.state);
+    return writer.take();
+}
+
+std::vector<uint8_t> encode(const Progress & progress) {
+    Writer writer;
+    writer.put(progress.sequence);
+    writer.put(progress.graphs);
+    writer.put(progress.busy_ns);
+    return writer.take();
+}
+
+std::vector<uint8_t> encode(const Skip & skip) {
+    Writer writer;
+    writer.put(skip.below_tag);
+    return writer.take();
+}
+
+absl::StatusOr<Skip> decode_skip(std::span<const uint8_t> body) {
+    Reader reader(body);
+    const Skip skip{reader.get<uint64_t>()};
+    if (!reader.ok() || !reader.done()) return malformed("skip");
+    return skip;
+}
+
+absl::StatusOr<ResultHead> decode_result(std::span<const uint8_t> & body) {
+    if (body.size() < ResultHead::kBytes) return malformed("result");
+    ResultHead head{Reader(body).get<uint64_t>()};
+    body = body.subspan(ResultHead::kBytes);
+    return head;
+}
+
+absl::StatusOr<PushHead> decode_push(std::span<const uint8_t> & body) {
+    if (body.size() <= PushHead::kBytes) return malformed("push");
+    Reader reader(body);
+    PushHead head;
+    get(reader, head.token);
+    head.tag = reader.get<uint64_t>();
+    body = body.subspan(PushHead::kBytes);
+    return head;
+}
+
+absl::StatusOr<WeightHead> decode_weight(std::span<const uint8_t> & body) {
+    if (body.size() < WeightHead::kBytes) return malformed("weight");
+    Reader reader(body);
+    WeightHead head;
+    head.digest = get_digest(reader);
+    head.offset = reader.get<uint64_t>();
+    head.total_bytes = reader.get<uint64_t>();
+    body = body.subspan(WeightHead::kBytes);
+    if (head.offset > head.total_bytes || body.size() > head.total_bytes - head.offset) return malformed("weight");
+    return head;
+}
+
+absl::StatusOr<WeightHead> decode_weight_request(std::span<const uint8_t> body) {
+    Reader reader(body);
+    WeightHead head;
+    head.digest = get_digest(reader);
+    head.offset = reader.get<uint64_t>();
+    head.total_bytes = reader.get<uint64_t>();
+    if (!reader.ok() || !reader.done()) return malformed("request for a weight");
+    return head;
+}
+
+absl::StatusOr<WeightAnswer> decode_weight_answer(std::span<const uint8_t> body) {
+    Reader reader(body);
+    WeightAnswer answer;
+    answer.digest = get_digest(reader);
+    answer.state = reader.get<WeightState>();
+    const bool known = answer.state == WeightState::kHave || answer.state == WeightState::kNeed;
+    if (!known || !reader.ok() || !reader.done()) return malformed("answer about a weight");
+    return answer;
+}
+
+absl::StatusOr<Progress> decode_progress(std::span<const uint8_t> body) {
+    Reader reader(body);
+    Progress progress;
+    progress.sequence = reader.get<uint64_t>();
+    progress.graphs = reader.get<uint64_t>();
+    progress.busy_ns = reader.get<uint64_t>();
+    if (!reader.ok() || !reader.done()) return malformed("progress");
+    return progress;
+}
+
+} // namespace strata::wire

@@ -1,0 +1,191 @@
+#pragma once
+
+#include "base/digest.h"
+#include "wire/frame.h"
+
+#include <array>
+#include <optional>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+// What the frames say. docs/protocol.md describes the bytes. decode() checks all that can be checked without knowing
+// the connection's state: lengths, ranges that wrap, trailing bytes.
+namespace strata::wire {
+
+using Token = std::array<uint8_t, 16>;
+// The first half of a SHA-256.
+using GraphHash = std::array<uint8_t, 16>;
+
+// Part of a lane's address space.
+struct Segment {
+    uint64_t address = 0;
+    uint64_t bytes = 0;
+    uint64_t end() const { return address + bytes; }
+    bool operator==(const Segment &) const = default;
+};
+
+enum class Role : uint8_t { kDriver = 1, kPeer = 2, kObserver = 3 };
+
+struct Hello {
+    std::string build; // of the engine: a lane's driver and executors share one
+    Role role = Role::kDriver;
+    Token token{}; // of the session that a driver opens; peers name it in each push
+    uint16_t device = 0;
+    std::string name; // for people
+
+    std::vector<uint8_t> encode() const;
+    static absl::StatusOr<Hello> decode(std::span<const uint8_t> body);
+};
+
+struct DeviceInfo {
+    std::string name;
+    std::string description;
+    uint64_t memory_bytes = 0;
+    uint64_t free_bytes = 0;
+    uint32_t alignment = 0; // of tensors
+    uint16_t threads = 0;
+};
+
+struct Welcome {
+    std::string build;
+    std::string name;
+    std::vector<DeviceInfo> devices;
+
+    std::vector<uint8_t> encode() const;
+    static absl::StatusOr<Welcome> decode(std::span<const uint8_t> body);
+};
+
+// ------------------------------------------------------------------------------------------------------------- commands
+// Executed in order. Addresses are those that the driver invented.
+
+// A new range of the address space, filled with zeros.
+struct NewBuffer {
+    uint32_t id = 0;
+    Segment range;
+};
+struct FreeBuffer {
+    uint32_t id = 0;
+};
+struct SetBytes {
+    uint64_t address = 0;
+    std::span<const uint8_t> data;
+};
+struct FillBytes {
+    Segment range;
+    uint8_t value = 0;
+};
+struct CopyBytes {
+    uint64_t to = 0;
+    Segment from;
+};
+// The bytes of this range are not needed any more; they read as zeros.
+struct DropBytes {
+    Segment range;
+};
+// From now on a weight lies at the address: the tensor with this content.
+struct BindWeight {
+    uint64_t address = 0;
+    Digest digest;
+    uint32_t type = 0; // ggml_type
+    std::array<int64_t, 4> ne{};
+    std::vector<uint16_t> sources; // peers that have it, for an executor that lacks it; none: the driver sends it
+};
+// The weight is not bound any more; with `keep` its bytes become ordinary memory.
+struct UnbindWeight {
+    uint64_t address = 0;
+    bool keep = false;
+};
+// A graph to be named by its hash from now on.
+struct DefineGraph {
+    GraphHash hash{};
+    std::span<const uint8_t> graph; // graph.h
+};
+struct ForgetGraphs {};
+struct Compute {
+    GraphHash hash{};
+};
+// Sends bytes to the lane's session at a peer, where an Expect of the same tag waits for them.
+struct Push {
+    uint16_t peer = 0;
+    uint64_t tag = 0;
+    std::vector<Segment> from;
+};
+struct Expect {
+    uint64_t tag = 0;
+    std::vector<Segment> to;
+};
+// Answered by a Result frame.
+struct Read {
+    uint64_t id = 0;
+    std::vector<Segment> from;
+};
+// Where a peer is, and the lane's session there.
+struct SetPeer {
+    uint16_t index = 0;
+    std::string address;
+    Token token{};
+};
+
+using Command = std::variant<NewBuffer, FreeBuffer, SetBytes, FillBytes, CopyBytes, DropBytes, BindWeight, UnbindWeight,
+                             DefineGraph, ForgetGraphs, Compute, Push, Expect, Read, SetPeer>;
+
+// Appends a command to the body of a frame.
+void encode(Writer & writer, const Command & command);
+// The commands of a frame; spans point into `body`.
+absl::StatusOr<std::vector<Command>> decode_commands(std::span<const uint8_t> body);
+
+// -------------------------------------------------------------------------------------------------------------- answers
+
+// Heads of frames whose payload follows.
+struct ResultHead {
+    static constexpr size_t kBytes = 8;
+    uint64_t id = 0;
+};
+struct PushHead {
+    static constexpr size_t kBytes = 24;
+    Token token{};
+    uint64_t tag = 0;
+};
+// A piece of a weight, from the driver or from a peer.
+struct WeightHead {
+    static constexpr size_t kBytes = Digest::kBytes + 16;
+    Digest digest;
+    uint64_t offset = 0;
+    uint64_t total_bytes = 0;
+};
+enum class WeightState : uint8_t { kHave = 1, kNeed = 2 };
+// Whether an executor has a weight, or wants its bytes from the driver.
+struct WeightAnswer {
+    Digest digest;
+    WeightState state = WeightState::kHave;
+};
+// How far a session is: all frames up to `sequence` are done.
+struct Progress {
+    uint64_t sequence = 0;
+    uint64_t graphs = 0;
+    uint64_t busy_ns = 0;
+};
+
+// Expects of tags below this go through without their push: its sender is lost, and what it would have brought will be
+// made again.
+struct Skip {
+    uint64_t below_tag = 0;
+};
+
+std::vector<uint8_t> encode(const ResultHead & head);
+std::vector<uint8_t> encode(const PushHead & head);
+std::vector<uint8_t> encode(const WeightHead & head);
+std::vector<uint8_t> encode(const WeightAnswer & answer);
+std::vector<uint8_t> encode(const Progress & progress);
+std::vector<uint8_t> encode(const Skip & skip);
+absl::StatusOr<ResultHead> decode_result(std::span<const uint8_t> & body); // body: what follows is left
+absl::StatusOr<PushHead> decode_push(std::span<const uint8_t> & body);
+absl::StatusOr<WeightHead> decode_weight(std::span<const uint8_t> & body);
+absl::StatusOr<WeightHead> decode_weight_request(std::span<const uint8_t> body); // the piece that begins at `offset`
+absl::StatusOr<WeightAnswer> decode_weight_answer(std::span<const uint8_t> body);
+absl::StatusOr<Progress> decode_progress(std::span<const uint8_t> body);
+absl::StatusOr<Skip> decode_skip(std::span<const uint8_t> body);
+
+} // namespace strata::wire
