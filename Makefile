@@ -1,6 +1,6 @@
 # strata: what a newcomer needs. `make` alone explains the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-unit test-system test-install bench bench-serve bench-streams bench-store fmt lint fuzz install clean deps models
+.PHONY: help demo build test test-unit test-system test-install bench bench-serve bench-streams bench-store fmt lint fuzz install clean deps models peers
 SHELL := /bin/bash
 PREFIX ?= /usr/local
 
@@ -24,13 +24,17 @@ models: build ## fetch the test models and make their variants
 	@scripts/install-deps.sh test
 	@scripts/test-models.sh
 
-test: models ## run all tests; installs what they need
+peers: ## build llama.cpp's own programs that tests and benchmarks of the mesh run
+	@scripts/install-deps.sh build
+	@scripts/build-llama.sh peers >/dev/null
+
+test: models peers ## run all tests; installs what they need
 	@scripts/test.sh all
 
 test-unit: build ## only the tests beside the code
 	@scripts/install-deps.sh test && scripts/test-models.sh && scripts/test.sh unit
 
-test-system: models ## only the whole-system tests
+test-system: models peers ## only the whole-system tests
 	@scripts/test.sh system
 
 test-install: ## build the portable tree, install it, move it, run it

@@ -3,6 +3,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import struct
@@ -21,6 +22,7 @@ from fetch import cache_dir  # noqa: E402
 
 MODELS = cache_dir() / "models"
 SMOLLM2 = MODELS / "smollm2-135m-instruct-q4_1.gguf"
+SMOLLM2_BY_TYPE = {type: MODELS / f"smollm2-135m-instruct-{type}.gguf" for type in ("q4_0", "q4_1", "q4_k_m")}
 MINILM = MODELS / "minilm-f16.gguf"
 START_TIMEOUT_S = 60
 
@@ -190,6 +192,82 @@ def llama():
 
 
 @pytest.fixture(scope="session")
+def peers():
+    """The folder of the pinned llama.cpp's programs that a mesh is loaded into, or measured beside."""
+    out = subprocess.run([str(ROOT / "scripts" / "build-llama.sh"), "peers"], check=True, capture_output=True, text=True)
+    return pathlib.Path(out.stdout.strip()) / "bin"
+
+
+class Executors:
+    """Executors of a mesh on this machine, and what a stock llama.cpp program needs to use them."""
+
+    def __init__(self, folder: pathlib.Path, count: int, *options: str, threads=1, cores=None):
+        self.logs = [folder / f"executor-{i}.log" for i in range(count)]
+        self.processes, self.addresses = [], []
+        for i, log in enumerate(self.logs):
+            pin = ["taskset", "-c", str(cores[i % len(cores)])] if cores else []
+            with open(log, "wb") as out:
+                process = subprocess.Popen([*pin, str(BIN / "strata-engine"), "executor", "--listen", "127.0.0.1:0",
+                                            "--threads", str(threads), *options],
+                                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=out)
+            self.processes.append(process)
+        for process in self.processes:
+            self.addresses.append(json.loads(process.stdout.readline())["listening"])
+
+    def env(self, count=None, **variables) -> dict:
+        """The environment of a program that uses the first `count` executors: cuts=8 is STRATA_MESH_CUTS=8."""
+        return {**os.environ, "GGML_BACKEND_PATH": str(BUILD / "lib" / "libggml-strata.so"),
+                "STRATA_MESH": ",".join(self.addresses[:count]),
+                **{f"STRATA_MESH_{name.upper()}": str(value) for name, value in variables.items()}}
+
+    def _left(self, i: int) -> list[int]:
+        return [int(n) for n in re.findall(r"left after (\d+) graphs", self.logs[i].read_text(errors="replace"))]
+
+    @contextlib.contextmanager
+    def working(self, which: range, sessions=1):
+        """Fails unless each of these executors runs graphs for that many drivers, which leave, meanwhile."""
+        before = [len(self._left(i)) for i in which]
+        yield
+        for i, seen in zip(which, before):
+            graphs = wait_until(lambda: len(self._left(i)) >= seen + sessions and self._left(i)[seen:], 10,
+                                f"the end of the session at executor {i}")
+            assert min(graphs) > 0, f"executor {i} ran no graph"
+
+    def stop(self):
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.wait(20)
+            process.stdout.close()
+
+
+@contextlib.contextmanager
+def executors(folder: pathlib.Path, count: int, *options: str, **kwargs):
+    folder.mkdir(parents=True, exist_ok=True)
+    started = Executors(folder, count, *options, **kwargs)
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+# What makes a stock program use the mesh, apart from the environment. -dev also makes it load plug-ins at all.
+ON_MESH = ("-dev", "STRATA0", "-ngl", "99")
+
+
+def completion_args(peers: pathlib.Path, model: pathlib.Path, prompt: str, tokens: int, *options: str) -> list[str]:
+    return [str(peers / "llama-completion"), "-m", str(model), "-p", prompt, "-n", str(tokens), "--temp", "0", "-no-cnv",
+            "--ignore-eos", "-fit", "off", "-t", "1", *options]
+
+
+def complete(args: list[str], env=None) -> str:
+    """What llama-completion writes: the prompt and its greedy continuation."""
+    done = subprocess.run(args, stdin=subprocess.DEVNULL, capture_output=True, env=env, timeout=240)
+    assert done.returncode == 0, f"{args} ended with {done.returncode}:\n{done.stderr[-4000:].decode(errors='replace')}"
+    return done.stdout.decode(errors="replace")
+
+
+@pytest.fixture(scope="session")
 def tools_file(llama, tmp_path_factory):
     """SmolLM2 under a chat template that knows tools: its own does not, and llama.cpp then leaves tools out."""
     file = tmp_path_factory.mktemp("tools") / "tools.gguf"
@@ -221,12 +299,12 @@ def eager_model(node, tools_file, tools_model):
 
 
 @contextlib.contextmanager
-def llama_server(llama_dir: pathlib.Path, model: pathlib.Path, *options: str):
+def llama_server(llama_dir: pathlib.Path, model: pathlib.Path, *options: str, env=None):
     """llama.cpp's own server on the same file, as the reference."""
     port = free_port()
     process = subprocess.Popen([str(llama_dir / "bin" / "llama-server"), "-m", str(model), "--host", "127.0.0.1", "--port",
                                 str(port), "-t", "2", *options],
-                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                               env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for_server(process, f"{url}/health")

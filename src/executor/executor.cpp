@@ -43,7 +43,8 @@ public:
 
     void on_closed(const absl::Status & reason) override {
         if (session_ == nullptr) return;
-        executor_->log(fmt::format("{} left: {}", channel_->peer(), std::string(reason.message())));
+        executor_->log(fmt::format("{} left after {} graphs: {}", channel_->peer(), session_->status().graphs,
+                                   std::string(reason.message())));
         executor_->close_session(session_);
     }
 

@@ -1,0 +1,193 @@
+"""A model over a mesh of executors gives what it gives on one machine: stock llama.cpp programs with libggml-strata.so, beside
+the same programs without. Every comparison proves by the executors' logs that they did the work."""
+import functools
+import os
+import re
+import signal
+import subprocess
+import threading
+
+import httpx
+import pytest
+
+import synthetic_models
+from conftest import MINILM, ON_MESH, ROOT, SMOLLM2, SMOLLM2_BY_TYPE, complete, completion_args, executors, llama_server
+
+PROMPT = "Once upon a time, in a land far away,"
+LONG_PROMPT = " ".join(f"{n} is {'odd' if n % 2 else 'even'} and {n + 1} is {'even' if n % 2 else 'odd'}." for n in range(45))
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory):
+    with executors(tmp_path_factory.mktemp("mesh"), 4) as started:
+        yield started
+
+
+@functools.cache
+def local(peers, model, prompt, tokens, *options):
+    return complete(completion_args(peers, model, prompt, tokens, *options))
+
+
+def assert_equal_to_local(peers, mesh, count, model, prompt=PROMPT, tokens=48, options=(), **variables):
+    expected = local(peers, model, prompt, tokens, *options)
+    assert len(expected) > len(prompt) + 20
+    with mesh.working(range(count)):
+        args = completion_args(peers, model, prompt, tokens, *options, *ON_MESH)
+        assert complete(args, mesh.env(count, **variables)) == expected
+
+
+@pytest.mark.parametrize("type", SMOLLM2_BY_TYPE)
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_greedy_text(peers, mesh, type, count):
+    assert_equal_to_local(peers, mesh, count, SMOLLM2_BY_TYPE[type])
+
+
+@pytest.mark.parametrize("type", SMOLLM2_BY_TYPE)
+def test_eight_cuts(peers, mesh, type):
+    assert_equal_to_local(peers, mesh, 2, SMOLLM2_BY_TYPE[type], cuts=8)
+
+
+def test_uneven_split(peers, mesh):
+    assert_equal_to_local(peers, mesh, 3, SMOLLM2, split="5,1,2")
+
+
+@pytest.mark.parametrize("type", SMOLLM2_BY_TYPE)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_every_node_on_a_random_executor(peers, mesh, type, seed):
+    assert_equal_to_local(peers, mesh, 3, SMOLLM2_BY_TYPE[type], tokens=12, scatter=seed)
+
+
+@pytest.mark.parametrize("attention", ["on", "off"])
+@pytest.mark.parametrize("layout", [{"count": 1}, {"count": 2}, {"count": 2, "cuts": 8}], ids=str)
+def test_past_512_tokens_of_kv(peers, mesh, attention, layout):
+    assert_equal_to_local(peers, mesh, prompt=LONG_PROMPT, tokens=32, model=SMOLLM2_BY_TYPE["q4_0"],
+                          options=("-c", "2048", "-fa", attention), **layout)
+
+
+def test_small_micro_batches(peers, mesh):
+    assert_equal_to_local(peers, mesh, 2, SMOLLM2_BY_TYPE["q4_0"], LONG_PROMPT, 16, options=("-c", "2048", "-ub", "64"))
+
+
+def test_context_shift(peers, mesh):
+    """A context of 256 cells, of which the older half is given up again and again."""
+    assert_equal_to_local(peers, mesh, 2, SMOLLM2_BY_TYPE["q4_0"], tokens=400,
+                          options=("-c", "256", "--context-shift", "--keep", "4"))
+
+
+def test_two_threads(peers, tmp_path):
+    expected = local(peers, SMOLLM2, PROMPT, 48, "-t", "2")
+    with executors(tmp_path, 2, threads=2) as two, two.working(range(2)):
+        assert complete(completion_args(peers, SMOLLM2, PROMPT, 48, *ON_MESH), two.env()) == expected
+
+
+# ------------------------------------------------------------------------------------------------------------ other models
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthetic")
+    synthetic_models.write_all(SMOLLM2, folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", synthetic_models.KINDS)
+@pytest.mark.parametrize("variables", [{}, {"cuts": 4}, {"scatter": 3}], ids=str)
+def test_other_architectures(peers, mesh, synthetic, kind, variables):
+    """Text past the sliding window of 32 tokens."""
+    assert_equal_to_local(peers, mesh, 2, synthetic / f"{kind}.gguf", tokens=64, **variables)
+
+
+def embed(url, texts):
+    answer = httpx.post(f"{url}/v1/embeddings", json={"input": texts}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return [d["embedding"] for d in answer.json()["data"]]
+
+
+def test_embeddings(llama, mesh):
+    texts = ["A man is eating food.", "A cheetah is running behind its prey.", "The stock market fell sharply today. " * 12]
+    with llama_server(llama, MINILM, "--embeddings", "-t", "1") as url:
+        expected = embed(url, texts)
+    with mesh.working(range(2)):
+        with llama_server(llama, MINILM, "--embeddings", "-t", "1", "-fit", "off", *ON_MESH, env=mesh.env(2)) as url:
+            got = embed(url, texts)
+    assert max(abs(a - b) for g, e in zip(got, expected, strict=True) for a, b in zip(g, e, strict=True)) < 1e-5
+
+
+def test_perplexity(peers, mesh):
+    def perplexity(*options, env=None):
+        done = subprocess.run([str(peers / "llama-perplexity"), "-m", str(SMOLLM2), "-f", str(ROOT / "docs" / "cli.md"), "-c",
+                               "512", "--chunks", "3", "-t", "1", "-fit", "off", *options], env=env,
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=200)
+        found = re.search(r"Final estimate: PPL = ([\d.]+)", done.stdout + done.stderr)
+        assert done.returncode == 0 and found, done.stderr[-3000:]
+        return float(found[1])
+    expected = perplexity()
+    with mesh.working(range(2)):
+        assert abs(perplexity(*ON_MESH, env=mesh.env(2)) - expected) < 1e-4
+
+
+# --------------------------------------------------------------------------------------------------- several drivers, losses
+
+def test_two_drivers_on_the_same_executors(peers, mesh):
+    prompts = [PROMPT, "The capital of France is"]
+    expected = [local(peers, SMOLLM2, prompt, 96) for prompt in prompts]
+    got = [None, None]
+
+    def one(i):
+        got[i] = complete(completion_args(peers, SMOLLM2, prompts[i], 96, *ON_MESH), mesh.env(2))
+    with mesh.working(range(2), sessions=2):
+        threads = [threading.Thread(target=one, args=(i,)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert got == expected
+
+
+def lose_executor(peers, three, lost: int, tokens: int, **variables):
+    """Runs a generation over three executors and kills one in the middle; the driver's exit code, text and stderr."""
+    args = completion_args(peers, SMOLLM2, PROMPT, tokens, *ON_MESH)
+    with subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          env=three.env(**variables)) as driver:
+        errors = []
+        reader = threading.Thread(target=lambda: errors.append(driver.stderr.read()))
+        reader.start()
+        hung = threading.Timer(120, driver.kill)
+        hung.start()
+        text = b""
+        while len(text) < len(PROMPT) + 60 and (piece := os.read(driver.stdout.fileno(), 64)):
+            text += piece
+        assert driver.poll() is None, "the generation ended too early to lose anything"
+        three.processes[lost].send_signal(signal.SIGKILL)
+        text += driver.stdout.read()
+        code = driver.wait()
+        reader.join()
+        hung.cancel()
+    return code, text.decode(errors="replace"), errors[0].decode(errors="replace")
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_lost_executor_is_made_up_for(peers, tmp_path, lost):
+    expected = local(peers, SMOLLM2, PROMPT, 200)
+    with executors(tmp_path, 3) as three, three.working([i for i in range(3) if i != lost]):
+        code, text, errors = lose_executor(peers, three, lost, 200, on_loss="rebind")
+        assert code == 0 and text == expected, errors[-3000:]
+
+
+def test_a_lost_executor_is_a_clean_failure(peers, tmp_path):
+    expected = local(peers, SMOLLM2, PROMPT, 200)
+    with executors(tmp_path, 3) as three:
+        code, text, errors = lose_executor(peers, three, 1, 200)
+        assert code > 0, f"ended with {code}"
+        assert "strata mesh: " in errors and three.addresses[1] in errors
+        assert len(text.strip()) < len(expected.strip()) and expected.startswith(text.strip())
+        # The others forget that driver and serve the next one.
+        with three.working([0, 2]):
+            pass_on = {**three.env(), "STRATA_MESH": f"{three.addresses[0]},{three.addresses[2]}"}
+            assert complete(completion_args(peers, SMOLLM2, PROMPT, 200, *ON_MESH), pass_on) == expected
+
+
+def test_an_executor_that_is_not_there(peers, mesh):
+    args = completion_args(peers, SMOLLM2, PROMPT, 4, *ON_MESH)
+    env = {**mesh.env(1), "STRATA_MESH": f"{mesh.addresses[0]},127.0.0.1:1"}
+    done = subprocess.run(args, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert done.returncode > 0 and "127.0.0.1:1" in done.stderr
