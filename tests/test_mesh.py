@@ -75,9 +75,9 @@ def test_context_shift(peers, mesh):
 
 
 def test_two_threads(peers, tmp_path):
-    expected = local(peers, SMOLLM2, PROMPT, 48, "-t", "2")
+    expected = local(peers, SMOLLM2, PROMPT, 24, "-t", "2")
     with executors(tmp_path, 2, threads=2) as two, two.working(range(2)):
-        assert complete(completion_args(peers, SMOLLM2, PROMPT, 48, *ON_MESH), two.env()) == expected
+        assert complete(completion_args(peers, SMOLLM2, PROMPT, 24, *ON_MESH), two.env()) == expected
 
 
 # ------------------------------------------------------------------------------------------------------------ other models
@@ -179,7 +179,8 @@ def test_a_lost_executor_is_a_clean_failure(peers, tmp_path):
         code, text, errors = lose_executor(peers, three, 1, 200)
         assert code > 0, f"ended with {code}"
         assert "strata mesh: " in errors and three.addresses[1] in errors
-        assert len(text.strip()) < len(expected.strip()) and expected.startswith(text.strip())
+        # libllama can't be told that a read failed, only that the next graph did: one token is sampled from zeros.
+        assert len(text.strip()) < len(expected.strip()) - 100 and expected.startswith(text.strip()[:-20])
         # The others forget that driver and serve the next one.
         with three.working([0, 2]):
             pass_on = {**three.env(), "STRATA_MESH": f"{three.addresses[0]},{three.addresses[2]}"}

@@ -297,7 +297,7 @@ void Lane::put_copy(uint64_t to, Segment from) {
 void Lane::read(Segment range, void * to) {
     const std::lock_guard lock(mutex_);
     pending_.push_back({range, to});
-    start_read(range, to);
+    if (failed_.ok()) start_read(range, to);
 }
 
 void Lane::start_read(Segment range, void * to) {
@@ -307,6 +307,8 @@ void Lane::start_read(Segment range, void * to) {
     };
     std::map<size_t, std::vector<Segment>> wanted; // by executor
     if (const auto weight = weight_at(weights_, range.address); weight != weights_.end() && weight->second.set) {
+        if (weight->second.bound == 0) failed_.Update(bring_weight(weight->first, any_executor()));
+        if (!failed_.ok()) return;
         wanted[static_cast<size_t>(std::countr_zero(weight->second.bound))].push_back(range);
     } else {
         directory_.visit(range, [&](Segment piece, const Directory::Entry & entry) {
@@ -333,8 +335,8 @@ void Lane::start_read(Segment range, void * to) {
 absl::Status Lane::synchronize() {
     const std::lock_guard lock(mutex_);
     while (true) {
-        bool lost = false;
-        {
+        bool lost = !failed_.ok();
+        if (!lost) {
             std::unique_lock signal_lock(signal_->mutex);
             signal_->changed.wait(signal_lock, [&] {
                 bool waits = false;
@@ -348,7 +350,7 @@ absl::Status Lane::synchronize() {
         }
         if (!lost) {
             pending_.clear();
-            return failed_;
+            return absl::OkStatus();
         }
         const absl::Status mended = mend();
         if (!mended.ok()) {
@@ -361,12 +363,13 @@ absl::Status Lane::synchronize() {
 
 // ------------------------------------------------------------------------------------------------------------- bindings
 
-// Runs of layers of about equal bytes, in order.
+// Runs of layers of about equal bytes, in order; of equal counts when there is to be a number of cuts.
 void Lane::bind_by_size() {
     std::map<int32_t, uint64_t> sizes;
     for (const auto & [address, placed] : placed_) {
         if (placed.layer != kNoLayer) sizes[placed.layer] += placed.bytes;
     }
+    for (auto & [layer, bytes] : sizes) bytes = options_.cuts > 0 ? 1 : bytes;
     const size_t parts = options_.cuts > 0 ? options_.cuts + 1 : links_.size();
     std::vector<double> shares = options_.split;
     if (shares.empty() || options_.cuts > 0) shares.assign(parts, 1.0);
@@ -608,6 +611,7 @@ absl::Status Lane::mend_once() {
         } else {
             left.push_back(i);
         }
+        links_[i]->give_up_reads(); // replay() asks again
     }
     if (options_.on_loss != LaneOptions::OnLoss::kRebind || left.empty()) {
         failed_ = reason;

@@ -88,6 +88,11 @@ bool Link::reads_pending() const {
     return !reads_.empty();
 }
 
+void Link::give_up_reads() {
+    const std::lock_guard lock(signal_->mutex);
+    reads_.clear();
+}
+
 absl::Status Link::status() const {
     const std::lock_guard lock(signal_->mutex);
     return closed_;

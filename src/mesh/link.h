@@ -45,6 +45,7 @@ public:
     // A read whose answer goes to `to`, piece by piece.
     void add_read(const std::vector<wire::Segment> & from, std::vector<std::span<uint8_t>> to);
     bool reads_pending() const;       // signal's mutex held
+    void give_up_reads();             // what they were to fill is not touched any more
     absl::Status status() const;      // OK while the connection stands
     absl::Status status_locked() const { return closed_; }
 

@@ -323,10 +323,12 @@ absl::Status TcpChannel::connect_now() {
 absl::Status TcpChannel::read_some(uint8_t * into, size_t at_least, size_t at_most, size_t & got,
                                    SteadyClock::time_point deadline, std::string_view waiting_for) {
     got = 0;
+    auto last_byte = SteadyClock::now();
     while (got < at_least) {
         const ssize_t n = recv(fd_.get(), into + got, at_most - got, 0);
         if (n > 0) {
             got += static_cast<size_t>(n);
+            last_byte = SteadyClock::now();
             bytes_in_.fetch_add(static_cast<uint64_t>(n), std::memory_order_relaxed);
         } else if (n == 0) {
             return absl::UnavailableError(fmt::format("{} ended the connection", peer_));
@@ -334,7 +336,7 @@ absl::Status TcpChannel::read_some(uint8_t * into, size_t at_least, size_t at_mo
             return absl::UnavailableError(fmt::format("the connection to {} broke: {}", peer_, strerror(errno)));
         }
         if (got >= at_least) break;
-        if (SteadyClock::now() > deadline) {
+        if (const auto now = SteadyClock::now(); now > deadline || now - last_byte > kSilenceTimeout) {
             return absl::DeadlineExceededError(fmt::format("{} sent no {} in time", peer_, waiting_for));
         }
         const std::lock_guard lock(mutex_);
