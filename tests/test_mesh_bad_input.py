@@ -93,7 +93,7 @@ AFTER_HELLO = {
     "a tensor beyond its buffer": (graph(tensor(ne=(1 << 20, 1, 1, 1))), "in no buffer"),
     "half a block": (graph(tensor(type=2, ne=(31, 1, 1, 1))), "whole blocks"),
     "a view as a node": (graph(tensor(), tensor(op=39, sources=(0,))), "tensor 1 of a graph"),
-    "bytes behind a graph": (graph(tensor(), b"x"), "length is wrong"),
+    "bytes behind a graph": (graph(tensor(), b"x", count=1), "length is wrong"),
     "a weight of unknown type": (commands(new_buffer(4096), bind(type=77)), "unknown type 77"),
     "a weight with dimensions that wrap": (commands(new_buffer(4096), bind(ne=(2**31 - 1,) * 4)), "too large"),
     "a weight with negative dimensions": (commands(new_buffer(4096), bind(ne=(-8, 1, 1, 1))), "out of range"),
@@ -185,7 +185,7 @@ def slowly(data: bytes, pause_s: float):
 
 def test_garbage(peers, mesh, build):
     good, token = hello(build), os.urandom(16)
-    cases = [(name, good + data, expected) for name, (data, expected) in AFTER_HELLO.items()]
+    cases = [(name, hello(build) + data, expected) for name, (data, expected) in AFTER_HELLO.items()]
     cases += [
         ("random bytes at first", random.Random(3).randbytes(5000), "not a frame"),
         ("HTTP", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: curl/8\r\n\r\n", "not a frame"),
@@ -203,12 +203,10 @@ def test_garbage(peers, mesh, build):
     ]
     failures = []
     with generations_beside(peers, mesh) as texts:
-        for round in range(2): # the second time everything is as it was
-            for name, data, expected in cases:
-                attacker = Attacker(mesh.addresses[0], name, lambda to, data=data: to.sendall(data), expected)
-                attacker.start()
-                attacker.join()
-                failures.append(attacker.verdict())
+        for name, data, expected in cases:
+            attacker = Attacker(mesh.addresses[0], name, lambda to, data=data: to.sendall(data), expected)
+            attacker.run()
+            failures.append(attacker.verdict())
         assert [f for f in failures if f] == []
         first = socket.create_connection(("127.0.0.1", int(mesh.addresses[0].rsplit(":", 1)[1])))
         with first:

@@ -62,12 +62,13 @@ absl::StatusOr<LaneOptions> options_from_environment() {
 
 absl::Status open_from_environment() {
     if (variable("STRATA_MESH").empty()) return absl::OkStatus();
-    // Ends with its threads when there is no mesh: ggml unloads this library then. Else it lives as long as the devices.
+    // Ends with its threads when there is no mesh: ggml unloads this library then. Else it lives as long as the
+    // devices.
     auto network = std::make_unique<wire::TcpNetwork>();
     STRATA_ASSIGN_OR_RETURN(LaneOptions options, options_from_environment());
     STRATA_ASSIGN_OR_RETURN(auto lane, Lane::open(*network, std::move(options)));
     add_device(std::move(lane));
-    (void) network.release();
+    (void)network.release();
     return absl::OkStatus();
 }
 

@@ -29,7 +29,8 @@ absl::StatusOr<Address> Address::parse(std::string_view text, uint16_t default_p
     }
     if (address.host.empty()) return bad("the host is missing");
     for (const char c : address.host) {
-        if (std::isalnum(static_cast<unsigned char>(c)) == 0 && std::string_view(".-_:%").find(c) == std::string_view::npos)
+        if (std::isalnum(static_cast<unsigned char>(c)) == 0 &&
+            std::string_view(".-_:%").find(c) == std::string_view::npos)
             return bad("a host is letters, digits, '.', '-'");
     }
     if (port.empty()) {
@@ -37,6 +38,7 @@ absl::StatusOr<Address> Address::parse(std::string_view text, uint16_t default_p
         address.port = default_port;
         return address;
     }
+    if (port.front() != ':') return bad("what follows ']' is no port");
     port.remove_prefix(1);
     const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), address.port);
     if (error != std::errc() || end != port.data() + port.size()) return bad("the port is a number up to 65535");

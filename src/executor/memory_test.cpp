@@ -1,0 +1,121 @@
+#include "executor/limits.h"
+#include "executor/memory.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+namespace strata::executor {
+namespace {
+
+using testing::HasSubstr;
+constexpr uint64_t kBase = uint64_t{1} << 40;
+
+TEST(Memory, ReadsAsZerosAndKeepsWhatIsWritten) {
+    Memory memory(1 << 20);
+    ASSERT_TRUE(memory.add(1, {kBase, 200000}).ok());
+    const auto at = memory.at({kBase + 100000, 100000});
+    ASSERT_TRUE(at.ok());
+    EXPECT_TRUE(std::all_of(*at, *at + 100000, [](uint8_t byte) { return byte == 0; }));
+    EXPECT_EQ(memory.used_bytes(), 0);
+    const auto to = memory.for_writing({kBase + 5, 3});
+    std::fill_n(*to, 3, 9);
+    EXPECT_EQ((*memory.at({kBase + 6, 1}))[0], 9);
+    EXPECT_EQ(memory.used_bytes(), kChunkBytes);
+}
+
+TEST(Memory, EveryRangeLiesInOneBuffer) {
+    Memory memory(1 << 20);
+    ASSERT_TRUE(memory.add(1, {kBase, 4096}).ok());
+    ASSERT_TRUE(memory.add(2, {kBase + 4096, 4096}).ok());
+    for (const wire::Segment range : {wire::Segment{kBase - 1, 2},
+                                      {kBase + 4095, 2},
+                                      {kBase, 4097},
+                                      {kBase + 8191, 2},
+                                      {kBase + 8192, 1},
+                                      {0, 1},
+                                      {UINT64_MAX, 1},
+                                      {kBase, UINT64_MAX},
+                                      {kBase + 1, UINT64_MAX}}) {
+        EXPECT_EQ(memory.at(range).status().code(), absl::StatusCode::kOutOfRange)
+            << range.address << " " << range.bytes;
+        EXPECT_EQ(memory.for_writing(range).status().code(), absl::StatusCode::kOutOfRange);
+        EXPECT_EQ(memory.drop(range).code(), absl::StatusCode::kOutOfRange);
+    }
+    EXPECT_NE(memory.buffer(kBase), nullptr);
+    EXPECT_NE(memory.buffer(kBase), memory.buffer(kBase + 4096));
+    EXPECT_EQ(memory.buffer(kBase - 1), nullptr);
+}
+
+TEST(Memory, BuffersDoNotOverlapAndHaveNamesOfTheirOwn) {
+    Memory memory(1 << 20);
+    ASSERT_TRUE(memory.add(1, {kBase, 4096}).ok());
+    for (const wire::Segment range :
+         {wire::Segment{kBase, 4096}, {kBase + 4095, 1}, {kBase - 1, 2}, {kBase - 10, 8192}, {kBase + 5, 5}}) {
+        EXPECT_THAT(memory.add(2, range).message(), HasSubstr("overlaps")) << range.address;
+    }
+    EXPECT_THAT(memory.add(1, {kBase + 8192, 16}).message(), HasSubstr("exists already"));
+    EXPECT_THAT(memory.remove(2).message(), HasSubstr("no buffer 2"));
+    ASSERT_TRUE(memory.remove(1).ok());
+    EXPECT_FALSE(memory.at({kBase, 1}).ok());
+    EXPECT_TRUE(memory.add(1, {kBase - 10, 8192}).ok());
+}
+
+TEST(Memory, WhatIsWrittenIsLimited) {
+    Memory memory(3 * kChunkBytes);
+    ASSERT_TRUE(memory.add(1, {kBase, 100 * kChunkBytes}).ok()); // reserving takes nothing
+    EXPECT_TRUE(memory.for_writing({kBase + 10, 1}).ok());
+    EXPECT_TRUE(memory.for_writing({kBase + kChunkBytes - 1, 2}).ok()); // one more
+    EXPECT_EQ(memory.used_bytes(), 2 * kChunkBytes);
+    EXPECT_EQ(memory.for_writing({kBase, 10 * kChunkBytes}).status().code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_LE(memory.used_bytes(), 3 * kChunkBytes);
+    EXPECT_TRUE(memory.for_writing({kBase, 2 * kChunkBytes}).ok()); // what it has may be written again
+    ASSERT_TRUE(memory.add(2, {kBase * 2, 1}).ok());
+    ASSERT_TRUE(memory.remove(1).ok());
+    EXPECT_EQ(memory.used_bytes(), 0);
+    EXPECT_TRUE(memory.for_writing({kBase * 2, 1}).ok());
+}
+
+TEST(Memory, AddressSpaceAndBuffersAreLimited) {
+    Memory memory(1 << 20);
+    EXPECT_EQ(memory.add(1, {kBase, kMaxAddressSpaceBytes + 1}).code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_EQ(memory.add(1, {kBase, UINT64_MAX - kBase}).code(), absl::StatusCode::kResourceExhausted);
+    for (uint32_t i = 0; i < kMaxBuffers; ++i) ASSERT_TRUE(memory.add(i, {kBase + i * 4096, 16}).ok());
+    EXPECT_EQ(memory.add(kMaxBuffers, {kBase / 2, 16}).code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST(Memory, WhatIsDroppedReadsAsZerosAndIsGivenBack) {
+    const uint64_t size = 6 * kChunkBytes;
+    for (const wire::Segment dropped : {wire::Segment{0, size},
+                                        {kChunkBytes, kChunkBytes},
+                                        {100, 50},
+                                        {kChunkBytes - 10, 20},
+                                        {10, 3 * kChunkBytes},
+                                        {5 * kChunkBytes + 1, kChunkBytes - 1},
+                                        {kChunkBytes + 1, 4 * kChunkBytes}}) {
+        Memory memory(size);
+        ASSERT_TRUE(memory.add(1, {kBase, size}).ok());
+        std::fill_n(*memory.for_writing({kBase, size}), size, 7);
+        ASSERT_TRUE(memory.drop({kBase + dropped.address, dropped.bytes}).ok());
+        const uint8_t * bytes = *memory.at({kBase, size});
+        for (uint64_t i = 0; i < size; ++i) {
+            ASSERT_EQ(bytes[i], i >= dropped.address && i < dropped.end() ? 0 : 7) << i << " of " << dropped.address;
+        }
+        const uint64_t first = (dropped.address + kChunkBytes - 1) / kChunkBytes, last = dropped.end() / kChunkBytes;
+        EXPECT_EQ(memory.used_bytes(), size - (last > first ? last - first : 0) * kChunkBytes);
+    }
+}
+
+TEST(Memory, TheLastHalfChunkOfABufferIsGivenBackWithTheWhole) {
+    Memory memory(1 << 20);
+    ASSERT_TRUE(memory.add(1, {kBase, kChunkBytes + 100}).ok());
+    ASSERT_TRUE(memory.for_writing({kBase, kChunkBytes + 100}).ok());
+    ASSERT_TRUE(memory.drop({kBase, kChunkBytes + 100}).ok());
+    EXPECT_LE(memory.used_bytes(), kChunkBytes);
+    ASSERT_TRUE(memory.remove(1).ok());
+    EXPECT_EQ(memory.used_bytes(), 0);
+}
+
+} // namespace
+} // namespace strata::executor
