@@ -94,6 +94,31 @@ std::vector<Table::Cell> row_of(const v1::Deployment & deployment) {
     return row;
 }
 
+// Where the layers of models on a mesh run.
+void print_parts(const Context & context, const google::protobuf::RepeatedPtrField<v1::Deployment> & deployments) {
+    Table table({{"NAME"},
+                 {"EXECUTOR"},
+                 {"LAYERS", Align::kRight},
+                 {"WEIGHTS", Align::kRight},
+                 {"SENT", Align::kRight},
+                 {"RECEIVED", Align::kRight},
+                 {"MS/GRAPH", Align::kRight}});
+    bool any = false;
+    for (const v1::Deployment & deployment : deployments) {
+        for (const v1::PartStatus & part : deployment.engine().parts()) {
+            any = true;
+            table.add({{deployment.name(), Style::kBold},
+                       safe_text(part.executor()),
+                       fmt::format("{}-{}", part.first_layer(), part.last_layer()),
+                       human_bytes(part.weights_bytes()),
+                       human_bytes(part.bytes_out()),
+                       human_bytes(part.bytes_in()),
+                       part.graphs() > 0 ? fmt::format("{:.2f}", part.busy_ms() / static_cast<double>(part.graphs())) : "-"});
+        }
+    }
+    if (any) fmt::print("\n{}", table.render(context.output));
+}
+
 absl::StatusOr<int> list(const Context & context, bool all) {
     STRATA_ASSIGN_OR_RETURN(Client client, context.client());
     STRATA_ASSIGN_OR_RETURN(const auto response, client.list_deployments(all));
@@ -125,6 +150,7 @@ absl::StatusOr<int> list(const Context & context, bool all) {
         table.add(std::move(row));
     }
     fmt::print("{}", table.render(context.output));
+    print_parts(context, deployments);
     for (const v1::Deployment & deployment : deployments) {
         if (deployment.last_error().empty()) continue;
         context.output.line(fmt::format("{} {}",
@@ -241,6 +267,8 @@ absl::Status load_model(const Context & context, Client & client, const LoadWish
     request.set_keep(wish.keep);
     // Without options the daemon keeps those it remembers.
     if (wish.context_tokens > 0) request.mutable_options()->set_context_tokens(wish.context_tokens);
+    for (const std::string & address : wish.on) request.mutable_options()->add_on(address);
+    for (const double share : wish.split) request.mutable_options()->add_split(share);
     Progress progress(context.output);
     constexpr uint64_t kSteps = 1000;
     return client.start_deployment(request, [&](const v1::LoadProgress & message) {

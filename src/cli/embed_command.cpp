@@ -121,7 +121,7 @@ absl::StatusOr<int> embed(const Context & context, const EmbedOptions & options)
 
     STRATA_ASSIGN_OR_RETURN(Client client, context.client_or_start());
     STRATA_ASSIGN_OR_RETURN(const std::string model, model_for(context, client, options.model));
-    STRATA_RETURN_IF_ERROR(load_model(context, client, {model}));
+    STRATA_RETURN_IF_ERROR(load_model(context, client, {.model = model, .on = {}, .split = {}}));
     STRATA_ASSIGN_OR_RETURN(const std::string answer, ask(client, model, texts));
     STRATA_ASSIGN_OR_RETURN(const std::vector<Vector> vectors, read_embeddings(answer, texts.size()));
 

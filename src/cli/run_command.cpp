@@ -31,6 +31,8 @@ struct RunOptions {
     ChatOptions chat;
     std::string json_schema_file;
     int32_t context_tokens = 0;
+    std::vector<std::string> on;
+    std::vector<double> split;
     bool keep = false;
     bool verbose = false;
 };
@@ -188,7 +190,8 @@ absl::StatusOr<int> run(const Context & context, const RunOptions & options) {
 
     STRATA_ASSIGN_OR_RETURN(Client client, context.client_or_start());
     STRATA_ASSIGN_OR_RETURN(const std::string model, model_for(context, client, options.model));
-    STRATA_RETURN_IF_ERROR(load_model(context, client, {model, options.context_tokens, options.keep}));
+    STRATA_RETURN_IF_ERROR(load_model(
+        context, client, {model, options.context_tokens, options.keep, options.on, options.split}));
     Conversation conversation(model, options.system, std::move(chat));
     if (!interactive) return answer_once(context, client, conversation, prompt, options.verbose);
     return converse(context, client, conversation, model);
@@ -233,6 +236,18 @@ void add_run_command(Commands & commands) {
                    "Tokens that a conversation may have; reloads the model, which keeps it")
         ->check(CLI::Range(int32_t{1}, INT32_MAX).description(""))
         ->type_name("N");
+    app.add_option("--on", options->on,
+                   "Run the layers on these executors (`strata-engine executor`); reloads the model, which keeps it")
+        ->type_name("HOST:PORT,...")
+        ->delimiter(',')
+        ->expected(1)
+        ->take_all();
+    app.add_option("--split", options->split, "Shares of the executors in the model, as in 2,1; default: equal ones")
+        ->type_name("X,...")
+        ->delimiter(',')
+        ->check(CLI::PositiveNumber.description(""))
+        ->expected(1)
+        ->take_all();
     app.add_flag("--keep", options->keep, "Don't unload the model when it is idle");
     app.add_flag("--verbose", options->verbose, "Tokens and speed after the answer");
 }

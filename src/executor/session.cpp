@@ -370,7 +370,7 @@ absl::StatusOr<Session::Step> Session::execute(const wire::Expect & command) {
 
 absl::StatusOr<Session::Step> Session::execute(const wire::Read & command) {
     STRATA_ASSIGN_OR_RETURN(auto pieces, gather(command.from));
-    const auto head = wire::encode(wire::ResultHead{command.id});
+    const auto head = wire::encode(wire::ResultHead{command.id, graphs_run_, busy_ns_});
     pieces.insert(pieces.begin(), std::span<const uint8_t>(head));
     send(wire::FrameType::kResult, pieces);
     return Step::kDone;

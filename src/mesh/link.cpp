@@ -186,6 +186,8 @@ absl::Status Link::on_result(const wire::Frame & frame) {
     }
     if (!data.empty()) return absl::InvalidArgumentError("a result that is too long");
     reads_.erase(read);
+    graphs_ = head.graphs;
+    busy_ns_ = head.busy_ns;
     return absl::OkStatus();
 }
 

@@ -140,8 +140,10 @@ absl::StatusOr<std::vector<Command>> decode_commands(std::span<const uint8_t> bo
 
 // Heads of frames whose payload follows.
 struct ResultHead {
-    static constexpr size_t kBytes = 8;
+    static constexpr size_t kBytes = 24;
     uint64_t id = 0;
+    uint64_t graphs = 0; // as in Progress
+    uint64_t busy_ns = 0;
 };
 struct PushHead {
     static constexpr size_t kBytes = 24;
