@@ -106,9 +106,14 @@ void check_repeat(Checker & c) {
 
 void check_repeat_back(Checker & c) { c.f32s({0, kDst}).repeats(kDst, 0).packed({0, kDst}); }
 
+constexpr std::initializer_list<ggml_type> kConcatTypes = {GGML_TYPE_F32,  GGML_TYPE_I32, GGML_TYPE_F16,
+                                                           GGML_TYPE_BF16, GGML_TYPE_I16, GGML_TYPE_I8};
+
 void check_concat(Checker & c) {
     const int32_t dim = c.i32(0);
-    c.types(0, {GGML_TYPE_F32, GGML_TYPE_I32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_I16, GGML_TYPE_I8});
+    // Other types are copied by whole rows.
+    const bool by_element = std::find(kConcatTypes.begin(), kConcatTypes.end(), c.type(0)) != kConcatTypes.end();
+    if (!by_element) c.packed({0, 1, kDst});
     c.same_type(1, 0).same_type(kDst, 0).that(dim >= 0 && dim < GGML_MAX_DIMS, "along dimension {}", dim);
     for (int i = 0; i < GGML_MAX_DIMS; ++i) {
         const bool fits = i == dim ? c.ne(kDst, i) == c.ne(0, i) + c.ne(1, i)
@@ -235,6 +240,8 @@ void check_diag_mask(Checker & c) {
     const int32_t past = c.i32(0);
     c.f32s({0, kDst}).same_shape(0, kDst).contiguous({0, kDst}).packed({0, kDst}).even_rows({0, kDst});
     c.that(past >= 0 && past < INT_MAX / 2, "masks after {}", past);
+    // nb[2] leads from any plane to the next one.
+    c.that(c.ne(0, 3) == 1 || c.nb(kDst, 2) == c.nb(kDst, 1) * c.ne(0, 1), "the planes of dst are not evenly apart");
 }
 
 // ---- along rows
@@ -759,7 +766,8 @@ absl::Status check_sources(const ggml_tensor & node, const OpRule & rule) {
         if (!there && i < rule.required) return refused(node, absl::StrCat("src", i, " is missing"));
         if (there && i >= rule.allowed) return refused(node, absl::StrCat("src", i, " is one too many"));
         if (!there) continue;
-        const absl::Status status = check_tensor(*node.src[i], false);
+        const Use use = node.op == GGML_OP_CONCAT ? Use::kMayBeEmpty : Use::kRead;
+        const absl::Status status = check_tensor(*node.src[i], use);
         if (!status.ok()) return refused(node, absl::StrCat("src", i, ": ", status.message()));
     }
     return absl::OkStatus();
@@ -798,13 +806,26 @@ absl::Status check_row(const IndexRule & rule, const char * row, int64_t number)
 
 } // namespace
 
+bool computes_nothing(const ggml_tensor & node) {
+    switch (node.op) {
+    case GGML_OP_NONE:
+    case GGML_OP_VIEW:
+    case GGML_OP_RESHAPE:
+    case GGML_OP_PERMUTE:
+    case GGML_OP_TRANSPOSE:
+        return true;
+    default:
+        return ggml_is_empty(&node);
+    }
+}
+
 absl::Status check_op(const ggml_tensor & node) {
     if (node.op < 0 || node.op >= GGML_OP_COUNT) {
         return absl::InvalidArgumentError(fmt::format("there is no op {}", static_cast<int>(node.op)));
     }
     const OpRule * rule = find_rule(node.op);
     if (rule == nullptr) return refused(node, "is not on the list");
-    if (const absl::Status status = check_tensor(node, true); !status.ok()) {
+    if (const absl::Status status = check_tensor(node, Use::kWritten); !status.ok()) {
         return refused(node, absl::StrCat("dst: ", status.message()));
     }
     if (const absl::Status status = check_sources(node, *rule); !status.ok()) return status;

@@ -113,15 +113,10 @@ class Bytes {
     std::span<const uint8_t> bytes_;
 };
 
-void make_contiguous(ggml_tensor & tensor) {
-    tensor.nb[0] = ggml_type_size(tensor.type);
-    const int64_t block = std::max<int64_t>(ggml_blck_size(tensor.type), 1);
-    tensor.nb[1] = tensor.nb[0] * static_cast<size_t>(std::max<int64_t>(tensor.ne[0] / block, 1));
-    for (int i = 2; i < GGML_MAX_DIMS; ++i) tensor.nb[i] = tensor.nb[i - 1] * static_cast<size_t>(tensor.ne[i - 1]);
-}
-
 int64_t changed_count(Bytes & bytes, int64_t count) {
-    switch (bytes.below(10)) {
+    switch (bytes.below(11)) {
+    case 9:
+        return bytes.below(4) == 0 ? 0 : 3;
     case 0:
         return count + 1;
     case 1:
@@ -273,6 +268,7 @@ void mutate(Bytes & bytes, OwnedNode & node) {
 std::optional<size_t> span_within_slot(const ggml_tensor & tensor) {
     const int64_t block = ggml_blck_size(tensor.type);
     if (block < 1) return std::nullopt;
+    if (ggml_is_empty(&tensor) && *std::min_element(tensor.ne, tensor.ne + GGML_MAX_DIMS) == 0) return 0;
     uint64_t bytes = block == 1 ? ggml_type_size(tensor.type) : 0;
     for (int i = 0; i < GGML_MAX_DIMS; ++i) {
         if (tensor.ne[i] < 1 || tensor.ne[i] > INT32_MAX) return std::nullopt;
@@ -380,6 +376,13 @@ void compute(ggml_tensor & node, int threads) {
 
 } // namespace
 
+void make_contiguous(ggml_tensor & tensor) {
+    tensor.nb[0] = ggml_type_size(tensor.type);
+    const int64_t block = std::max<int64_t>(ggml_blck_size(tensor.type), 1);
+    tensor.nb[1] = tensor.nb[0] * static_cast<size_t>(std::max<int64_t>(tensor.ne[0] / block, 1));
+    for (int i = 2; i < GGML_MAX_DIMS; ++i) tensor.nb[i] = tensor.nb[i - 1] * static_cast<size_t>(tensor.ne[i - 1]);
+}
+
 std::string OwnedNode::text() const {
     std::string out = fmt::format("{} params [{}]", ggml_op_name(node().op), fmt::join(node().op_params, " "));
     const auto add = [&](std::string_view name, const ggml_tensor & t) {
@@ -405,7 +408,11 @@ OwnedNode make_node(const NodeRecipe & recipe) {
         out.tensors.push_back(*each);
         out.storages.push_back(each->view_src == nullptr ? each : each->view_src);
     }
-    for (ggml_tensor & each : out.tensors) each.view_src = nullptr;
+    for (size_t i = 0; i < out.tensors.size(); ++i) {
+        const auto first = std::find(out.storages.begin(), out.storages.end(), out.storages[i]) - out.storages.begin();
+        out.tensors[i].view_src = nullptr;
+        out.tensors[i].data = reinterpret_cast<void *>(static_cast<uintptr_t>(first + 1) << 40);
+    }
     for (int i = 0; i < GGML_MAX_SRC; ++i) {
         if (made->src[i] == nullptr) continue;
         out.node().src[i] = &out.tensors[std::find(all.begin(), all.end(), made->src[i]) - all.begin()];

@@ -21,6 +21,9 @@ struct OwnedNode {
     std::string text() const;
 };
 
+void make_contiguous(ggml_tensor & tensor);
+
+// Its tensors lie far apart, at addresses where there is no memory.
 OwnedNode make_node(const NodeRecipe & recipe);
 
 // Runs nodes on ggml's CPU backend such that an access outside of a tensor's memory, or of ggml's scratch memory, is a

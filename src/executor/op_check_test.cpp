@@ -9,12 +9,16 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <climits>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <map>
 #include <random>
+#include <string>
+#include <string_view>
+#include <vector>
 
 namespace strata::executor {
 namespace {
@@ -27,6 +31,238 @@ const NodeRecipe & recipe(std::string_view name) {
     }
     ADD_FAILURE() << "there is no recipe " << name;
     std::abort();
+}
+
+std::string refusal(const OwnedNode & node) { return std::string(check_op(node.node()).message()); }
+
+TEST(OpCheck, NamesWhatIsWrong) {
+    OwnedNode node = make_node(recipe("mul_mat Q4_0"));
+    node.tensors[2].ne[0] = 32;
+    EXPECT_EQ(check_op(node.node()).message(), "MUL_MAT: src0 has 256 columns, src1 32");
+    node = make_node(recipe("rope"));
+    node.node().src[1] = nullptr;
+    EXPECT_EQ(check_op(node.node()).message(), "ROPE: src1 is missing");
+    node.node().op = static_cast<ggml_op>(GGML_OP_COUNT);
+    EXPECT_EQ(check_op(node.node()).message(), fmt::format("there is no op {}", static_cast<int>(GGML_OP_COUNT)));
+}
+
+TEST(OpCheck, RefusesOpsThatAreNotOnTheList) {
+    OwnedNode node = make_node(recipe("add"));
+    for (const ggml_op op : {GGML_OP_NONE, GGML_OP_VIEW, GGML_OP_RESHAPE, GGML_OP_PERMUTE, GGML_OP_TRANSPOSE,
+                             GGML_OP_MAP_CUSTOM1, GGML_OP_MAP_CUSTOM2, GGML_OP_MAP_CUSTOM3, GGML_OP_CUSTOM,
+                             GGML_OP_CONV_2D, GGML_OP_FLASH_ATTN_BACK}) {
+        node.node().op = op;
+        EXPECT_THAT(refusal(node), HasSubstr("is not on the list")) << ggml_op_name(op);
+    }
+}
+
+TEST(OpCheck, NodesThatComputeNothing) {
+    OwnedNode node = make_node(recipe("scale"));
+    EXPECT_FALSE(computes_nothing(node.node()));
+    node.node().ne[1] = 0;
+    EXPECT_TRUE(computes_nothing(node.node()));
+    EXPECT_THAT(refusal(node), HasSubstr("no elements"));
+    node.node().op = GGML_OP_VIEW;
+    node.node().ne[1] = 1;
+    EXPECT_TRUE(computes_nothing(node.node()));
+}
+
+struct Hostile {
+    std::string_view recipe;
+    void (*change)(OwnedNode &);
+    std::string_view refusal;
+};
+
+void set_param(OwnedNode & node, int param, float value) {
+    std::memcpy(&node.node().op_params[param], &value, sizeof value);
+}
+
+// Each of them ends the process, or reads or writes what it must not, when the node is run.
+const Hostile kHostile[] = {
+    // Any op.
+    {"add", [](OwnedNode & n) { n.tensors[1].type = GGML_TYPE_COUNT; }, "src0: type"},
+    {"add", [](OwnedNode & n) { n.tensors[1].type = static_cast<ggml_type>(-1); }, "src0: type"},
+    {"add", [](OwnedNode & n) { n.tensors[1].type = static_cast<ggml_type>(4); }, "src0: type"},
+    {"add", [](OwnedNode & n) { n.tensors[2].ne[1] = 0; }, "no elements"},
+    {"add", [](OwnedNode & n) { n.tensors[2].ne[1] = -1; }, "out of range"},
+    {"add", [](OwnedNode & n) { n.node().src[2] = n.node().src[1]; }, "src2 is one too many"},
+    {"add", [](OwnedNode & n) { n.tensors[2].nb[1] = 2; }, "a stride of 2"},
+    {"add", [](OwnedNode & n) { n.tensors[2].nb[1] = size_t{1} << 62; }, "a stride of"},
+    {"add", [](OwnedNode & n) { n.tensors[2].data = reinterpret_cast<void *>(2); }, "not aligned"},
+    {"add", [](OwnedNode & n) { n.node().nb[1] = 0; }, "its elements overlap"},
+    {"sum", [](OwnedNode & n) { n.tensors[1].ne[2] = 1 << 20, n.tensors[1].nb[2] = 0; }, "many times over"},
+    {"sum", [](OwnedNode & n) { n.tensors[1].ne[2] = n.tensors[1].ne[3] = 1 << 20; }, "too large"},
+    {"get_rows Q4_0", [](OwnedNode & n) { n.tensors[1].nb[0] = 0; }, "side by side"},
+    {"get_rows Q4_0", [](OwnedNode & n) { n.tensors[1].ne[0] = n.node().ne[0] = 250; }, "no whole blocks"},
+    // Dispatch on types that are taken for others.
+    {"silu", [](OwnedNode & n) { n.tensors[1].type = GGML_TYPE_F16; }, "src0"},
+    {"gelu", [](OwnedNode & n) { n.node().type = GGML_TYPE_I8; n.node().nb[0] = 1; }, "src0 has type f32, dst has i8"},
+    {"clamp", [](OwnedNode & n) { n.node().type = GGML_TYPE_F16; n.node().nb[0] = 2; }, "dst has f16"},
+    {"soft_max_ext", [](OwnedNode & n) { n.tensors[2].type = GGML_TYPE_I8; n.tensors[2].nb[0] = 1; }, "src1 has type i8"},
+    {"flash_attn_ext F16", [](OwnedNode & n) { n.node().src[3]->type = GGML_TYPE_I8; }, "src3"},
+    {"cast F32 to I32", [](OwnedNode & n) { n.tensors[1].type = GGML_TYPE_F16; n.tensors[1].nb[0] = 2; }, "no copy from f16 to i32"},
+    {"cont of permuted heads", [](OwnedNode & n) { n.node().type = GGML_TYPE_Q4_0; }, "dst"},
+    // Work memory that is planned with other numbers than it is used with.
+    {"cast F16 to Q8_0",
+     [](OwnedNode & n) { n.node().ne[0] = 32; n.node().ne[1] = 24; n.node().nb[1] = 34; n.node().nb[2] = 34 * 24; },
+     "shorter rows"},
+    {"set_rows F16 to F16", [](OwnedNode & n) { n.node().type = GGML_TYPE_F32; for (auto & nb : n.node().nb) nb *= 2; }, "of f16 in f32"},
+    {"mul_mat_id F32",
+     [](OwnedNode & n) {
+         for (int i : {0, 2, 3}) n.tensors[i].ne[i == 3 ? 1 : 2] = 1 << 20;
+         for (int i : {0, 2, 3}) n.tensors[i].nb[i == 3 ? 1 : 2] = 0;
+     },
+     "overlap"},
+    // Divisions by zero and loops without an end.
+    {"rope", [](OwnedNode & n) { n.node().op_params[1] = 0; }, "turns 0 channels"},
+    {"rope", [](OwnedNode & n) { n.node().op_params[1] = 7; }, "turns 7 channels"},
+    {"rope", [](OwnedNode & n) { n.node().op_params[15] = INT_MAX - 1; }, "turns 16 channels"},
+    {"rope", [](OwnedNode & n) { n.node().op_params[2] = 4; }, "no mode 4"},
+    {"rope", [](OwnedNode & n) { n.node().op_params[2] = 1; }, "no mode 1"},
+    {"rope_multi", [](OwnedNode & n) { n.node().op_params[11] = -6; }, "a section of -6"},
+    {"rope_multi", [](OwnedNode & n) { n.tensors[2].ne[0] = 5; }, "src1 has shape"},
+    {"rope of some channels",
+     [](OwnedNode & n) { for (int i : {0, 1}) n.tensors[i].ne[0] = 15; }, "in rows of 15"},
+    {"rope", [](OwnedNode & n) { n.tensors[3].ne[0] = 7; }, "7 frequency factors"},
+    {"rope of some channels", [](OwnedNode & n) { n.node().src[2] = n.node().src[0]; n.tensors[1].ne[0] = 8; }, "ROPE"},
+    {"pool_2d", [](OwnedNode & n) { n.tensors[1].ne[2] = n.tensors[1].ne[3] = 1; n.tensors[1].nb[2] = 0; }, "POOL_2D"},
+    {"group_norm", [](OwnedNode & n) { n.node().op_params[0] = 0; }, "0 groups"},
+    {"rwkv_wkv6", [](OwnedNode & n) { n.tensors[6].ne[1] = 8; n.tensors[6].ne[0] = 288; }, "RWKV_WKV6"},
+    {"gated_delta_net with snapshots", [](OwnedNode & n) { n.tensors[1].ne[3] = 5; }, "5 sequences for 2"},
+    // What lies behind a tensor.
+    {"rwkv_wkv7",
+     [](OwnedNode & n) {
+         for (int i = 1; i <= 6; ++i) n.tensors[i].ne[0] = 65, n.tensors[i].nb[1] = 260, n.tensors[i].nb[2] = 520, n.tensors[i].nb[3] = 2080;
+     },
+     "RWKV_WKV7"},
+    {"rms_norm in place", [](OwnedNode & n) { n.node().nb[0] = 12; n.node().nb[1] = 4; }, "not side by side"},
+    {"scale with a bias",
+     [](OwnedNode & n) {
+         for (int i : {0, 1}) n.tensors[i].ne[1] = 1, make_contiguous(n.tensors[i]);
+         n.node().nb[1] = 4000;
+     },
+     "not evenly apart"},
+    {"diag_mask_inf",
+     [](OwnedNode & n) {
+         for (int i : {0, 1}) n.tensors[i].ne[2] = 1, n.tensors[i].ne[3] = 4, n.tensors[i].nb[2] = 512, n.tensors[i].nb[3] = 128;
+     },
+     "planes of dst"},
+    {"flash_attn_ext F16", [](OwnedNode & n) { n.node().src[3]->ne[1] = 4; }, "a mask of shape"},
+    {"flash_attn_ext F16", [](OwnedNode & n) { n.node().src[4]->ne[0] = 3; }, "src4 has shape"},
+    {"flash_attn_ext F16", [](OwnedNode & n) { n.node().src[2]->ne[1] = 39; }, "40 keys, 39 values"},
+    {"flash_attn_ext F16", [](OwnedNode & n) { n.node().src[1]->ne[2] = 3; }, "queries"},
+    {"flash_attn_ext F16", [](OwnedNode & n) { n.node().op_params[3] = 20; }, "precision 20"},
+    {"flash_attn_ext F16", [](OwnedNode & n) { n.node().nb[1] += 4; }, "its elements overlap"},
+    {"set", [](OwnedNode & n) { n.node().op_params[3] = -8; }, "parameter 3 is -8"},
+    {"set", [](OwnedNode & n) { n.node().op_params[3] = 200; }, "would end at byte"},
+    {"acc", [](OwnedNode & n) { n.node().op_params[0] = INT_MAX; }, "would end at byte"},
+    {"pad", [](OwnedNode & n) { n.node().op_params[0] = -3; }, "pads by -3"},
+    {"pad in a circle", [](OwnedNode & n) { n.node().op_params[0] = 8; n.node().ne[0] = 14; }, "PAD"},
+    {"count_equal", [](OwnedNode & n) { for (int i : {1, 2}) n.tensors[i].ne[3] = 2; }, "src0 has shape"},
+    {"concat 0", [](OwnedNode & n) { n.node().op_params[0] = 4; }, "along dimension 4"},
+    {"concat 0", [](OwnedNode & n) { n.tensors[1].ne[3] = 0; }, "do not make"},
+    {"top_k", [](OwnedNode & n) { n.node().ne[0] = 41, make_contiguous(n.node()); }, "the first 41 of 40"},
+    {"cpy F32 to Q4_0", [](OwnedNode & n) { n.node().src[1] = n.node().src[0]; }, "src1 has type"},
+    {"im2col 2d", [](OwnedNode & n) { n.tensors[2].nb[1] = 4; }, "not side by side"},
+    {"ssm_scan Mamba 2", [](OwnedNode & n) { n.tensors[1].ne[3] = 1; n.tensors[1].nb[3] = 1 << 20; }, "not side by side"},
+    {"ssm_scan Mamba 2", [](OwnedNode & n) { n.node().op_params[0] = INT_MAX; }, "dst has"},
+    {"get_rows of weights of experts", [](OwnedNode & n) { n.tensors[2].ne[1] = 6; }, "src1 has shape"},
+    {"opt_step_adamw", [](OwnedNode & n) { n.tensors[5].ne[0] = 6; }, "src4 has shape"},
+    {"mul_mat by a Hadamard matrix", [](OwnedNode & n) { for (int i : {1, 2}) n.tensors[i].ne[0] = 48; }, "no Hadamard"},
+    {"solve_tri", [](OwnedNode & n) { n.tensors[1].ne[0] = n.tensors[1].ne[1] = 4; }, "SOLVE_TRI"},
+    // Assertions.
+    {"rms_norm in place", [](OwnedNode & n) { set_param(n, 0, -1); }, "epsilon is -1"},
+    {"norm", [](OwnedNode & n) { set_param(n, 0, std::nanf("")); }, "epsilon is nan"},
+    {"arange", [](OwnedNode & n) { set_param(n, 2, 0); }, "steps"},
+    {"arange", [](OwnedNode & n) { set_param(n, 1, 11); }, "dst has shape"},
+    {"neg", [](OwnedNode & n) { n.node().op_params[0] = GGML_UNARY_OP_COUNT; }, "no unary op"},
+    {"swiglu split", [](OwnedNode & n) { n.node().op_params[0] = -1; }, "no GLU op"},
+    {"swiglu_clamp split", [](OwnedNode & n) { set_param(n, 3, -7); }, "its limit is -7"},
+    {"argsort", [](OwnedNode & n) { n.node().op_params[0] = 2; }, "no order 2"},
+    {"tri", [](OwnedNode & n) { n.node().op_params[0] = 9; }, "no triangle 9"},
+    {"soft_max_back", [](OwnedNode & n) { set_param(n, 1, 1); }, "a bias of 1"},
+    {"dsv4_hc_comb", [](OwnedNode & n) { n.node().op_params[1] = 0; }, "0 rounds"},
+    {"diag_mask_inf", [](OwnedNode & n) { n.node().op_params[0] = -1; }, "masks after -1"},
+    {"mul_mat F32", [](OwnedNode & n) { n.tensors[1].type = GGML_TYPE_Q8_K, make_contiguous(n.tensors[1]); }, "src0 has type q8_K"},
+    {"mul_mat F32", [](OwnedNode & n) { n.node().nb[3] = 4; }, "permuted"},
+    {"mul_mat keys by queries", [](OwnedNode & n) { n.tensors[1].ne[2] = 3; }, "does not repeat"},
+};
+
+TEST(OpCheck, RefusesHostileNodes) {
+    for (const Hostile & each : kHostile) {
+        OwnedNode node = make_node(recipe(each.recipe));
+        ASSERT_EQ(check_op(node.node()), absl::OkStatus());
+        each.change(node);
+        const absl::Status status = check_op(node.node());
+        EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << each.recipe << ": " << node.text();
+        EXPECT_THAT(std::string(status.message()), HasSubstr(each.refusal)) << node.text();
+    }
+}
+
+TEST(OpCheck, RepackedWeightsMustBeWhatWasPacked) {
+    int mark = 0;
+    OwnedNode node = make_node(recipe("mul_mat Q4_0"));
+    node.tensors[1].extra = &mark;
+    EXPECT_EQ(check_op(node.node()), absl::OkStatus());
+    node.tensors[2].nb[1] = sizeof(float);
+    EXPECT_THAT(refusal(node), HasSubstr("rows of src1 overlap"));
+    node = make_node(recipe("mul_mat Q4_0"));
+    node.tensors[1].extra = &mark;
+    node.tensors[1].nb[1] = 0;
+    EXPECT_THAT(refusal(node), HasSubstr("src0 is not contiguous"));
+}
+
+TEST(OpCheck, AResultMustNotLieOverItsIndices) {
+    std::array<int32_t, 256> memory{};
+    for (const std::string_view name : {"get_rows F32", "set_rows F32", "mul_mat_id F32", "add_id", "ssm_scan Mamba", "argsort",
+                                        "top_k", "get_rows_back"}) {
+        OwnedNode node = make_node(recipe(name));
+        const auto rules = index_rules(node.node());
+        const ggml_tensor * index = rules.empty() ? node.node().src[0] : rules[0].index;
+        node.node().data = memory.data();
+        const_cast<ggml_tensor *>(index)->data = memory.data() + 2;
+        EXPECT_THAT(refusal(node), HasSubstr("dst overlaps src")) << name;
+        const_cast<ggml_tensor *>(index)->data = reinterpret_cast<char *>(memory.data()) + ggml_nbytes(&node.node());
+        EXPECT_EQ(check_op(node.node()), absl::OkStatus()) << name;
+    }
+}
+
+// The values of the index that a recipe's node has, and what check_indices says to them.
+template <typename T>
+absl::Status check_values(std::string_view name, std::vector<T> values, bool repacked = false) {
+    OwnedNode node = make_node(recipe(name));
+    if (repacked) node.node().src[0]->extra = &node;
+    const auto rules = index_rules(node.node());
+    EXPECT_EQ(rules.size(), 1U);
+    EXPECT_EQ(ggml_nelements(rules[0].index), static_cast<int64_t>(values.size())) << name;
+    const_cast<ggml_tensor *>(rules[0].index)->data = values.data();
+    return check_indices(rules[0]);
+}
+
+TEST(OpCheck, IndicesMustBeInRange) {
+    using I32 = std::vector<int32_t>;
+    EXPECT_EQ(check_values("get_rows F32", I32{0, 6, 3}), absl::OkStatus());
+    EXPECT_EQ(check_values("get_rows F32", I32{0, 7, 3}).message(), "index 7 at 1 of row 0 is not in 0 ... 6");
+    EXPECT_FALSE(check_values("get_rows F32", I32{0, 6, -1}).ok());
+    EXPECT_FALSE(check_values("get_rows_back", I32{0, 1, 7}).ok());
+    EXPECT_EQ(check_values("set_rows F32", std::vector<int64_t>{9, 0, 9}), absl::OkStatus());
+    EXPECT_FALSE(check_values("set_rows F32", std::vector<int64_t>{9, 0, int64_t{1} << 32}).ok());
+    EXPECT_FALSE(check_values("ssm_scan Mamba", I32{0, 3}).ok());
+    EXPECT_FALSE(check_values("add_id", I32{0, 1, 2, 3, 0, 1, 2, 3, 0, 4}).ok());
+    EXPECT_TRUE(index_rules(make_node(recipe("add")).node()).empty());
+}
+
+TEST(OpCheck, RepackedExpertsAreTakenOncePerToken) {
+    const std::vector<int32_t> twice = {0, 1, 2, 3, 3, 3, 2, 1, 0, 1};
+    EXPECT_EQ(check_values("mul_mat_id Q4_0", twice), absl::OkStatus());
+    EXPECT_EQ(check_values("mul_mat_id Q4_0", twice, true).message(), "index 3 twice in row 2");
+}
+
+TEST(OpCheck, WhatIsSortedIsNumbers) {
+    std::vector<float> values(200, 1.0F);
+    EXPECT_EQ(check_values("argsort", values), absl::OkStatus());
+    values[77] = std::nanf("");
+    EXPECT_EQ(check_values("argsort", values).message(), "no number at 37 of row 1");
 }
 
 // ---- nodes that are run, in processes that may crash
@@ -85,6 +321,10 @@ std::vector<uint8_t> bytes_of(uint64_t seed) {
     return out;
 }
 
+void describe(const std::string & text, Progress & progress) {
+    progress.description[text.copy(progress.description, sizeof progress.description - 1)] = '\0';
+}
+
 void note_result(const NodeRunner::Result & result, Progress & progress) {
     progress.possible += result.possible ? 1 : 0;
     progress.accepted += result.accepted ? 1 : 0;
@@ -92,9 +332,7 @@ void note_result(const NodeRunner::Result & result, Progress & progress) {
 }
 
 void run_seed(NodeRunner & runner, uint64_t seed, Progress & progress) {
-    runner.on_description = [&](const std::string & text) {
-        progress.description[text.copy(progress.description, sizeof progress.description - 1)] = '\0';
-    };
+    runner.on_description = [&](const std::string & text) { describe(text, progress); };
     note_result(runner.run(bytes_of(seed)), progress);
 }
 
@@ -103,11 +341,11 @@ void run_recipe(NodeRunner & runner, uint64_t number, Progress & progress) {
     const NodeRecipe & each = node_recipes()[number / 4];
     const bool repack = number % 2 == 1;
     const int threads = 1 + static_cast<int>(number / 2 % 2);
-    each.name.copy(progress.description, sizeof progress.description - 1);
+    describe(each.name, progress);
     if (repack && !each.repackable) return;
     const NodeRunner::Result result = runner.run(make_node(each), repack, threads, number);
     note_result(result, progress);
-    if (!result.ran) {
+    if (!result.accepted) {
         std::fprintf(stderr, "%s: %s\n", each.name.c_str(), result.refusal.c_str());
         _exit(1);
     }

@@ -60,7 +60,7 @@ size_t alignment(ggml_type type) {
 
 absl::Status check_shape(const ggml_tensor & tensor) {
     for (int64_t count : tensor.ne) {
-        if (count < 1 || count > kMaxRows) {
+        if (count < 0 || count > kMaxRows) {
             return absl::InvalidArgumentError(fmt::format("shape {} is out of range", shape_text(tensor)));
         }
     }
@@ -142,13 +142,16 @@ bool has_from_float(ggml_type type) {
     }
 }
 
-absl::Status check_tensor(const ggml_tensor & tensor, bool written) {
+absl::Status check_tensor(const ggml_tensor & tensor, Use use) {
     if (!known_type(tensor.type)) return absl::InvalidArgumentError(fmt::format("type {}", static_cast<int>(tensor.type)));
     if (absl::Status status = check_shape(tensor); !status.ok()) return status;
     if (absl::Status status = check_strides(tensor); !status.ok()) return status;
+    if (ggml_is_empty(&tensor)) {
+        return use == Use::kMayBeEmpty ? absl::OkStatus() : absl::InvalidArgumentError("it has no elements");
+    }
     const std::optional<int64_t> span = span_bytes(tensor);
     if (!span.has_value()) return absl::InvalidArgumentError("its strides reach beyond any memory");
-    if (written && !elements_apart(tensor)) return absl::InvalidArgumentError("its elements overlap");
+    if (use == Use::kWritten && !elements_apart(tensor)) return absl::InvalidArgumentError("its elements overlap");
     const auto block = static_cast<int64_t>(ggml_type_size(tensor.type));
     const int64_t bytes = ggml_nelements(&tensor) / ggml_blck_size(tensor.type) * block;
     if (bytes / kMaxOverlap > *span) return absl::InvalidArgumentError("its elements overlap many times over");

@@ -19,8 +19,10 @@ namespace strata::executor {
 using Operand = int;
 inline constexpr Operand kDst = -1;
 
+enum class Use { kRead, kMayBeEmpty, kWritten };
+
 // The rules that hold for every tensor of a node.
-absl::Status check_tensor(const ggml_tensor & tensor, bool written);
+absl::Status check_tensor(const ggml_tensor & tensor, Use use);
 
 // A product of numbers that are not negative; INT64_MAX when it is larger than that.
 int64_t product(std::initializer_list<int64_t> factors);
