@@ -1,4 +1,5 @@
 #include "executor/op_check.h"
+
 #include "executor/op_checker.h"
 
 #include <absl/container/flat_hash_set.h>
@@ -8,12 +9,13 @@
 #include <climits>
 #include <cmath>
 
-// Read beside ggml/src/ggml-cpu: ops.cpp, ggml-cpu.c, binary-ops.cpp, unary-ops.cpp, iqp.cpp, repack.cpp. A rule is what the
-// kernel asserts, what it takes for granted, and what ggml_graph_plan computes scratch sizes from; and otherwise what the
-// constructor in ggml.c promises. Kernels take for granted above all:
+// Read beside ggml/src/ggml-cpu: ops.cpp, ggml-cpu.c, binary-ops.cpp, unary-ops.cpp, iqp.cpp, repack.cpp. A rule is
+// what the kernel asserts, what it takes for granted, and what ggml_graph_plan computes scratch sizes from; and
+// otherwise what the constructor in ggml.c promises. Kernels take for granted above all:
 // - that a tensor that its shape says to be contiguous has the stride nb[1] between its rows (Checker::even_rows),
 // - that result and sources have the types of the one combination that the dispatch on src0's type has in mind.
-// Sources that overlap the result make wrong numbers only, except where an index or an order is read: see OpRule::index.
+// Sources that overlap the result make wrong numbers only, except where an index or an order is read: see
+// OpRule::index.
 
 namespace strata::executor {
 
@@ -22,7 +24,9 @@ namespace {
 constexpr std::initializer_list<ggml_type> kHalfAndFloat = {GGML_TYPE_F32, GGML_TYPE_F16};
 constexpr std::initializer_list<ggml_type> kFloats = {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16};
 
-bool is_float(ggml_type type) { return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16; }
+bool is_float(ggml_type type) {
+    return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16;
+}
 
 // ---- copies
 
@@ -104,7 +108,9 @@ void check_repeat(Checker & c) {
     c.same_type(0, kDst).repeats(0, kDst).packed({0, kDst});
 }
 
-void check_repeat_back(Checker & c) { c.f32s({0, kDst}).repeats(kDst, 0).packed({0, kDst}); }
+void check_repeat_back(Checker & c) {
+    c.f32s({0, kDst}).repeats(kDst, 0).packed({0, kDst});
+}
 
 constexpr std::initializer_list<ggml_type> kConcatTypes = {GGML_TYPE_F32,  GGML_TYPE_I32, GGML_TYPE_F16,
                                                            GGML_TYPE_BF16, GGML_TYPE_I16, GGML_TYPE_I8};
@@ -130,11 +136,11 @@ void check_pad(Checker & c) {
         const int64_t left = c.i32(2 * dim);
         const int64_t right = c.i32(2 * dim + 1);
         c.that(left >= 0 && right >= 0, "pads by {} and {}", left, right);
-        c.that(c.ne(kDst, dim) == c.ne(0, dim) + left + right, "{} padded by {} and {} is not {}", c.ne(0, dim), left, right,
-               c.ne(kDst, dim));
+        c.that(c.ne(kDst, dim) == c.ne(0, dim) + left + right, "{} padded by {} and {} is not {}", c.ne(0, dim), left,
+               right, c.ne(kDst, dim));
         // The index wraps around once.
-        c.that(!circular || (left <= c.ne(0, dim) && right <= c.ne(0, dim)), "pads {} by {} and {} in a circle", c.ne(0, dim),
-               left, right);
+        c.that(!circular || (left <= c.ne(0, dim) && right <= c.ne(0, dim)), "pads {} by {} and {} in a circle",
+               c.ne(0, dim), left, right);
     }
 }
 
@@ -151,12 +157,15 @@ void check_arange(Checker & c) {
 
 // ---- element by element
 
-void same_floats(Checker & c) { c.types(0, kHalfAndFloat).same_type(0, kDst).same_shape(0, kDst); }
+void same_floats(Checker & c) {
+    c.types(0, kHalfAndFloat).same_type(0, kDst).same_shape(0, kDst);
+}
 
 void simple_unary(Checker & c) {
     const bool widens = c.type(kDst) == GGML_TYPE_F32;
-    c.types(0, kFloats).that(widens || c.type(0) == c.type(kDst), "from {} to {}", ggml_type_name(c.type(0)),
-                             ggml_type_name(c.type(kDst)));
+    c.types(0, kFloats)
+        .that(widens || c.type(0) == c.type(kDst), "from {} to {}", ggml_type_name(c.type(0)),
+              ggml_type_name(c.type(kDst)));
     c.same_shape(0, kDst).packed({0, kDst});
 }
 
@@ -185,7 +194,8 @@ void check_glu(Checker & c) {
     c.types(0, kHalfAndFloat).same_type(0, kDst).packed({0, kDst}).even_rows({0, kDst});
     if (op == GGML_GLU_OP_SWIGLU_OAI) c.f32s({0});
     // std::clamp between -limit and limit.
-    if (op == GGML_GLU_OP_SWIGLU_OAI || op == GGML_GLU_OP_SWIGLU_CLAMP) c.that(c.f32(3) >= 0, "its limit is {}", c.f32(3));
+    if (op == GGML_GLU_OP_SWIGLU_OAI || op == GGML_GLU_OP_SWIGLU_CLAMP)
+        c.that(c.f32(3) >= 0, "its limit is {}", c.f32(3));
     if (c.has(1)) {
         c.same_type(1, 0).same_shape(1, 0).same_shape(0, kDst).packed({1}).even_rows({1});
     } else {
@@ -213,7 +223,9 @@ void check_add_id(Checker & c) {
     c.shape(1, {c.ne(0, 0), c.ne(1, 1), 1, 1}).shape(2, {c.ne(0, 1), c.ne(0, 2), 1, 1});
 }
 
-void check_scale(Checker & c) { c.f32s({0, kDst}).same_shape(0, kDst).contiguous({0, kDst}).packed({0, kDst}).even_rows({0, kDst}); }
+void check_scale(Checker & c) {
+    c.f32s({0, kDst}).same_shape(0, kDst).contiguous({0, kDst}).packed({0, kDst}).even_rows({0, kDst});
+}
 
 void check_clamp(Checker & c) {
     same_floats(c);
@@ -246,13 +258,17 @@ void check_diag_mask(Checker & c) {
 
 // ---- along rows
 
-void check_sum(Checker & c) { c.types(0, kFloats).same_type(0, kDst).packed({0}).shape(kDst, {1, 1, 1, 1}); }
+void check_sum(Checker & c) {
+    c.types(0, kFloats).same_type(0, kDst).packed({0}).shape(kDst, {1, 1, 1, 1});
+}
 
 void check_sum_rows(Checker & c) {
     c.f32s({0, kDst}).packed({0, kDst}).shape(kDst, {1, c.ne(0, 1), c.ne(0, 2), c.ne(0, 3)});
 }
 
-void same_f32(Checker & c) { c.f32s({0, kDst}).same_shape(0, kDst); }
+void same_f32(Checker & c) {
+    c.f32s({0, kDst}).same_shape(0, kDst);
+}
 
 void check_cumsum(Checker & c) {
     same_f32(c);
@@ -295,8 +311,10 @@ void check_soft_max(Checker & c) {
     same_f32(c);
     c.packed({0, kDst}).contiguous({kDst});
     if (c.has(1)) {
-        c.types(1, kHalfAndFloat).packed({1}).that(c.ne(1, 0) == c.ne(0, 0) && c.ne(1, 1) >= c.ne(0, 1),
-                                                   "a mask of shape {} for {}", shape_text(c.at(1)), shape_text(c.at(0)));
+        c.types(1, kHalfAndFloat)
+            .packed({1})
+            .that(c.ne(1, 0) == c.ne(0, 0) && c.ne(1, 1) >= c.ne(0, 1), "a mask of shape {} for {}",
+                  shape_text(c.at(1)), shape_text(c.at(0)));
     }
     if (c.has(2)) c.f32s({2}).packed({2}).shape(2, {c.ne(0, 2), 1, 1, 1});
 }
@@ -337,8 +355,8 @@ void check_get_rows_back(Checker & c) {
 // From F16 to another type rows go through scratch memory that is planned for one thread, though all take part.
 void check_set_rows(Checker & c) {
     const bool halves = c.type(0) == GGML_TYPE_F16 && c.type(kDst) == GGML_TYPE_F16;
-    c.that(halves || (c.type(0) == GGML_TYPE_F32 && has_from_float(c.type(kDst))), "of {} in {}", ggml_type_name(c.type(0)),
-           ggml_type_name(c.type(kDst)));
+    c.that(halves || (c.type(0) == GGML_TYPE_F32 && has_from_float(c.type(kDst))), "of {} in {}",
+           ggml_type_name(c.type(0)), ggml_type_name(c.type(kDst)));
     c.types(1, {GGML_TYPE_I64, GGML_TYPE_I32}).packed({0, kDst});
     c.shape(0, {c.ne(kDst, 0), c.ne(0, 1), c.ne(kDst, 2), c.ne(kDst, 3)});
     c.shape(1, {c.ne(0, 1), c.ne(1, 1), c.ne(1, 2), 1});
@@ -374,9 +392,11 @@ void mul_mat_types(Checker & c) {
 // The Walsh-Hadamard transform that takes the place of a product with such a matrix.
 void hadamard_product(Checker & c) {
     const int64_t n = c.ne(1, 0);
-    c.that((n & (n - 1)) == 0 && c.ne(0, 1) == n && c.type(0) == GGML_TYPE_F32, "{} x {} {} is no Hadamard matrix", c.ne(0, 0),
-           c.ne(0, 1), ggml_type_name(c.type(0)));
+    c.that((n & (n - 1)) == 0 && c.ne(0, 1) == n && c.type(0) == GGML_TYPE_F32, "{} x {} {} is no Hadamard matrix",
+           c.ne(0, 0), c.ne(0, 1), ggml_type_name(c.type(0)));
 }
+
+constexpr int64_t kMaxPlanes = 1 << 16;
 
 void check_mul_mat(Checker & c) {
     mul_mat_types(c);
@@ -384,11 +404,17 @@ void check_mul_mat(Checker & c) {
     c.shape(kDst, {c.ne(0, 1), c.ne(1, 1), c.ne(1, 2), c.ne(1, 3)});
     c.that(c.ne(1, 2) % c.ne(0, 2) == 0 && c.ne(1, 3) % c.ne(0, 3) == 0, "src0 of shape {} does not repeat to fill {}",
            shape_text(c.at(0)), shape_text(c.at(1)));
-    if (c.at(0).extra != nullptr) c.that(c.ne(0, 2) == 1, "three dimensions of repacked weights");
+    if (c.at(0).extra != nullptr) {
+        // The pieces of all planes are counted in int.
+        c.that(c.ne(0, 2) == 1 && c.ne(1, 2) <= kMaxPlanes, "repacked weights of shape {} for {}", shape_text(c.at(0)),
+               shape_text(c.at(1)));
+    }
     if (c.i32(1) == GGML_HINT_SRC0_IS_HADAMARD) hadamard_product(c);
 }
 
-// (experts, experts used, tokens) entries are planned for as scratch memory.
+// Scratch memory is planned for one entry per expert, expert used and token, and one cache line per expert, counted in
+// int.
+constexpr int64_t kMaxExperts = 1 << 16;
 constexpr int64_t kMaxRoutes = int64_t{1} << 28;
 
 void check_mul_mat_id(Checker & c) {
@@ -398,7 +424,8 @@ void check_mul_mat_id(Checker & c) {
     c.shape(0, {c.ne(0, 0), c.ne(0, 1), c.ne(0, 2), 1}).shape(1, {c.ne(1, 0), c.ne(1, 1), c.ne(1, 2), 1});
     c.shape(2, {c.ne(2, 0), c.ne(1, 2), 1, 1}).shape(kDst, {c.ne(0, 1), c.ne(2, 0), c.ne(1, 2), 1});
     c.that(c.ne(2, 0) % c.ne(1, 1) == 0, "{} experts for {} rows of src1", c.ne(2, 0), c.ne(1, 1));
-    c.that(product({c.ne(0, 2), c.ne(2, 0), c.ne(2, 1)}) <= kMaxRoutes, "{} experts, {} of them for {} tokens", c.ne(0, 2),
+    const int64_t routes = product({c.ne(0, 2), c.ne(2, 0), c.ne(2, 1)});
+    c.that(c.ne(0, 2) <= kMaxExperts && routes <= kMaxRoutes, "{} experts, {} of them for {} tokens", c.ne(0, 2),
            c.ne(2, 0), c.ne(2, 1));
 }
 
@@ -411,7 +438,8 @@ void check_out_prod(Checker & c) {
     c.shape(kDst, {c.ne(0, 0), c.ne(1, 0), c.ne(1, 2), c.ne(1, 3)});
     const bool repeats = c.ne(1, 2) % c.ne(0, 2) == 0 && c.ne(1, 3) % c.ne(0, 3) == 0;
     const bool equal = c.ne(1, 2) == c.ne(0, 2) && c.ne(1, 3) == c.ne(0, 3);
-    c.that(plain ? repeats : equal, "src0 of shape {} does not repeat to fill {}", shape_text(c.at(0)), shape_text(c.at(1)));
+    c.that(plain ? repeats : equal, "src0 of shape {} does not repeat to fill {}", shape_text(c.at(0)),
+           shape_text(c.at(1)));
 }
 
 void check_solve_tri(Checker & c) {
@@ -455,22 +483,29 @@ void check_rope(Checker & c) {
 }
 
 void check_flash_attn_ext(Checker & c) {
+    // Tiles of 64 rows are counted in int.
+    constexpr int64_t kMaxHead = 1 << 14;
     c.f32s({0, kDst}).packed({0, 1, 2}).that(has_vec_dot(c.type(1)), "keys of type {}", ggml_type_name(c.type(1)));
     c.that(has_to_float(c.type(2)), "values of type {}", ggml_type_name(c.type(2)));
     c.that(c.i32(3) == GGML_PREC_UNDEFINED || c.i32(3) == GGML_PREC_F32, "there is no precision {}", c.i32(3));
     c.that(c.ne(0, 0) == c.ne(1, 0), "queries of {}, keys of {} elements", c.ne(0, 0), c.ne(1, 0));
+    c.that(c.ne(1, 0) <= kMaxHead && c.ne(2, 0) <= kMaxHead, "heads of {} and {} elements", c.ne(1, 0), c.ne(2, 0));
     c.that(c.ne(1, 1) == c.ne(2, 1), "{} keys, {} values", c.ne(1, 1), c.ne(2, 1));
     for (int dim : {2, 3}) {
         c.that(c.ne(0, dim) % c.ne(1, dim) == 0 && c.ne(0, dim) % c.ne(2, dim) == 0, "queries {}, keys {}, values {}",
                shape_text(c.at(0)), shape_text(c.at(1)), shape_text(c.at(2)));
     }
     // Rows of dst are copied with the length nb[1], to places that are computed without the higher strides.
-    c.shape(kDst, {c.ne(2, 0), c.ne(0, 2), c.ne(0, 1), c.ne(0, 3)}).packed({kDst}).contiguous({kDst}).rising_strides(kDst);
+    c.shape(kDst, {c.ne(2, 0), c.ne(0, 2), c.ne(0, 1), c.ne(0, 3)})
+        .packed({kDst})
+        .contiguous({kDst})
+        .rising_strides(kDst);
     c.that(c.nb(kDst, 1) == c.ne(kDst, 0) * sizeof(float), "rows of dst are {} bytes apart", c.nb(kDst, 1));
     if (c.has(3)) {
-        c.types(3, {GGML_TYPE_F16}).packed({3}).that(c.ne(3, 0) >= c.ne(1, 1) && c.ne(3, 1) >= c.ne(0, 1),
-                                                     "a mask of shape {} for {} keys and {} queries", shape_text(c.at(3)),
-                                                     c.ne(1, 1), c.ne(0, 1));
+        c.types(3, {GGML_TYPE_F16})
+            .packed({3})
+            .that(c.ne(3, 0) >= c.ne(1, 1) && c.ne(3, 1) >= c.ne(0, 1), "a mask of shape {} for {} keys and {} queries",
+                  shape_text(c.at(3)), c.ne(1, 1), c.ne(0, 1));
     }
     if (c.has(4)) c.f32s({4}).packed({4}).shape(4, {c.ne(0, 2), 1, 1, 1});
 }
@@ -495,7 +530,8 @@ void check_ssm_conv(Checker & c) {
     c.f32s({0, 1, kDst}).packed({0, 1, kDst}).shape(1, {width, channels, 1, 1});
     c.that(tokens >= 1, "a window of {} over {}", width, c.ne(0, 0));
     c.shape(0, {c.ne(0, 0), channels, c.ne(0, 2), 1}).shape(kDst, {channels, tokens, c.ne(0, 2), 1});
-    c.that(c.nb(0, 1) == c.ne(0, 0) * sizeof(float) && c.nb(1, 1) == width * sizeof(float), "rows are not side by side");
+    c.that(c.nb(0, 1) == c.ne(0, 0) * sizeof(float) && c.nb(1, 1) == width * sizeof(float),
+           "rows are not side by side");
     c.that(product({c.ne(0, 0), channels}) < INT_MAX, "{} channels of {}", channels, c.ne(0, 0));
 }
 
@@ -516,8 +552,8 @@ void check_ssm_scan(Checker & c) {
     // Within a head and a group elements are found by their number; the strides of src0 are those of the result too.
     const auto row_bytes = [](int64_t elements) { return static_cast<size_t>(elements) * sizeof(float); };
     c.that(c.nb(0, 1) == row_bytes(state) && c.nb(0, 2) == c.nb(0, 1) * width && c.nb(0, 3) == c.nb(0, 2) * heads &&
-               c.nb(1, 1) == row_bytes(width) && c.nb(3, 1) == row_bytes(c.ne(3, 0)) && c.nb(4, 1) == row_bytes(state) &&
-               c.nb(5, 1) == row_bytes(state),
+               c.nb(1, 1) == row_bytes(width) && c.nb(3, 1) == row_bytes(c.ne(3, 0)) &&
+               c.nb(4, 1) == row_bytes(state) && c.nb(5, 1) == row_bytes(state),
            "rows are not side by side");
     c.that(product({state, width, heads}) < INT_MAX, "a state of {} x {} x {}", state, width, heads);
     const int64_t states = product({snapshots, state, width, heads, sequences});
@@ -525,7 +561,8 @@ void check_ssm_scan(Checker & c) {
            "dst has {} elements", ggml_nelements(&c.at(kDst)));
 }
 
-// RWKV_WKV6, RWKV_WKV7 and GATED_LINEAR_ATTN: [channels of a head, heads, tokens] and a state of a square per head and sequence.
+// RWKV_WKV6, RWKV_WKV7 and GATED_LINEAR_ATTN: [channels of a head, heads, tokens] and a state of a square per head and
+// sequence.
 void linear_attention(Checker & c, std::initializer_list<Operand> per_token, int state) {
     const int64_t width = c.ne(1, 0);
     const int64_t heads = c.ne(1, 1);
@@ -536,8 +573,8 @@ void linear_attention(Checker & c, std::initializer_list<Operand> per_token, int
     c.that(ggml_nelements(&c.at(state)) == product({width, width, heads, sequences}), "src{} has shape {}", state,
            shape_text(c.at(state)));
     c.that(tokens % sequences == 0, "{} tokens of {} sequences", tokens, sequences);
-    c.that(product({width, heads}) < INT_MAX && product({width, sequences}) < INT_MAX, "{} x {} channels, {} sequences", width,
-           heads, sequences);
+    c.that(product({width, heads}) < INT_MAX && product({width, sequences}) < INT_MAX, "{} x {} channels, {} sequences",
+           width, heads, sequences);
     if (c.status().ok()) c.shape(kDst, {width * heads, tokens + width * sequences, 1, 1});
 }
 
@@ -547,7 +584,9 @@ void check_wkv6(Checker & c) {
                                                  "src3 has shape {}", shape_text(c.at(3)));
 }
 
-void check_gated_linear_attn(Checker & c) { linear_attention(c, {0, 1, 2, 3}, 4); }
+void check_gated_linear_attn(Checker & c) {
+    linear_attention(c, {0, 1, 2, 3}, 4);
+}
 
 // The kernel goes over a head in whole steps of its vectors, the widest of which have 64 elements.
 void check_wkv7(Checker & c) {
@@ -563,15 +602,17 @@ void check_gated_delta_net(Checker & c) {
     const int64_t snapshots = c.i32(0);
     c.f32s({0, 1, 2, 3, 4, 5, kDst}).packed({0, 1, 2, 3, 4, 5, kDst}).contiguous({3, 4, 5, kDst});
     for (Operand i : {0, 1}) {
-        c.shape(i, {width, c.ne(i, 1), tokens, c.ne(i, 3)}).that(sequences % c.ne(i, 3) == 0, "{} sequences for {}",
-                                                                 c.ne(i, 3), sequences);
+        c.shape(i, {width, c.ne(i, 1), tokens, c.ne(i, 3)})
+            .that(sequences % c.ne(i, 3) == 0, "{} sequences for {}", c.ne(i, 3), sequences);
     }
-    c.shape(3, {c.ne(3, 0), heads, tokens, sequences}).that(c.ne(3, 0) == 1 || c.ne(3, 0) == width, "{} gates", c.ne(3, 0));
+    c.shape(3, {c.ne(3, 0), heads, tokens, sequences})
+        .that(c.ne(3, 0) == 1 || c.ne(3, 0) == width, "{} gates", c.ne(3, 0));
     c.shape(4, {1, heads, tokens, sequences}).shape(5, {width, width, heads, sequences});
     c.that(snapshots >= 1, "{} snapshots", snapshots);
+    c.that(product({width, width}) < INT_MAX, "heads of {} elements", width);
     const int64_t states = product({snapshots, width, width, heads, sequences});
-    c.that(states < INT64_MAX / 2 && ggml_nelements(&c.at(kDst)) == ggml_nelements(&c.at(2)) + states, "dst has {} elements",
-           ggml_nelements(&c.at(kDst)));
+    c.that(states < INT64_MAX / 2 && ggml_nelements(&c.at(kDst)) == ggml_nelements(&c.at(2)) + states,
+           "dst has {} elements", ggml_nelements(&c.at(kDst)));
 }
 
 void check_dsv4_hc_comb(Checker & c) {
@@ -589,8 +630,10 @@ void check_dsv4_hc_pre(Checker & c) {
     const int64_t tokens = c.ne(0, 2);
     const bool gated = c.i32(1) != 0;
     c.f32s({0, 1, kDst}).shape(0, {c.ne(0, 0), streams, tokens, 1}).shape(kDst, {c.ne(0, 0), tokens, 1, 1});
-    if (gated) c.same_shape(1, 0);
-    else c.shape(1, {streams, tokens, 1, 1});
+    if (gated)
+        c.same_shape(1, 0);
+    else
+        c.shape(1, {streams, tokens, 1, 1});
 }
 
 void check_dsv4_hc_post(Checker & c) {
@@ -615,8 +658,10 @@ void check_im2col(Checker & c) {
     for (size_t stride : c.at(1).nb) c.that(stride <= INT_MAX, "a stride of {} bytes", stride);
     const int64_t patch = product({channels, c.ne(0, 0), plane ? c.ne(0, 1) : 1});
     c.shape(kDst, {patch, c.ne(kDst, 1), plane ? c.ne(kDst, 2) : images, plane ? images : 1});
-    if (plane) c.that(c.nb(1, 1) == c.ne(1, 0) * ggml_type_size(c.type(1)), "rows of src1 are not side by side");
-    else c.shape(1, {c.ne(1, 0), channels, images, 1});
+    if (plane)
+        c.that(c.nb(1, 1) == c.ne(1, 0) * ggml_type_size(c.type(1)), "rows of src1 are not side by side");
+    else
+        c.shape(1, {c.ne(1, 0), channels, images, 1});
 }
 
 void check_pool_2d(Checker & c) {
@@ -624,10 +669,11 @@ void check_pool_2d(Checker & c) {
     c.types(0, kHalfAndFloat).f32s({kDst}).packed({0, kDst}).contiguous({0, kDst}).even_rows({0});
     c.that(c.i32(0) == GGML_OP_POOL_MAX || c.i32(0) == GGML_OP_POOL_AVG, "there is no pool {}", c.i32(0));
     for (int param : {1, 2}) {
-        c.that(c.i32(param) >= 1 && c.i32(param) <= c.ne(0, param - 1), "a window of {} x {} over {}", c.i32(1), c.i32(2),
-               shape_text(c.at(0)));
+        c.that(c.i32(param) >= 1 && c.i32(param) <= c.ne(0, param - 1), "a window of {} x {} over {}", c.i32(1),
+               c.i32(2), shape_text(c.at(0)));
     }
-    for (int param : {3, 4, 5, 6}) c.that(c.i32(param) >= 0 && c.i32(param) < kMaxSide, "parameter {} is {}", param, c.i32(param));
+    for (int param : {3, 4, 5, 6})
+        c.that(c.i32(param) >= 0 && c.i32(param) < kMaxSide, "parameter {} is {}", param, c.i32(param));
     c.that(c.ne(kDst, 0) < kMaxSide && c.ne(kDst, 1) < kMaxSide && c.ne(0, 0) < kMaxSide && c.ne(0, 1) < kMaxSide,
            "{} to {} is too large", shape_text(c.at(0)), shape_text(c.at(kDst)));
     // Planes are walked by nb[2] to the end of the memory.
@@ -654,27 +700,32 @@ void optimizer_step(Checker & c, std::initializer_list<Operand> states, int para
     c.that(c.at(kDst).data == c.at(0).data, "dst is not src0");
 }
 
-void check_adamw(Checker & c) { optimizer_step(c, {1, 2, 3}, 4, 7); }
+void check_adamw(Checker & c) {
+    optimizer_step(c, {1, 2, 3}, 4, 7);
+}
 
-void check_sgd(Checker & c) { optimizer_step(c, {1}, 2, 2); }
+void check_sgd(Checker & c) {
+    optimizer_step(c, {1}, 2, 2);
+}
 
 // ---- the list
 
 struct OpRule {
     ggml_op op;
-    int required; // sources 0 ... required - 1 are there
-    int allowed;  // none from here on
+    int16_t required; // sources 0 ... required - 1 are there
+    int16_t allowed;  // none from here on
     void (*check)(Checker &);
-    // The source that holds indices (or what they are sorted by), -1: none; and the dimension of an operand that they are below.
-    int index = -1;
-    Operand indexed = kDst;
-    int dim = 0;
+    // The source that holds indices (or what they are sorted by), -1: none; and the dimension of an operand that they
+    // are below.
+    int32_t index = -1;
+    int16_t indexed = kDst;
+    int16_t dim = 0;
 };
 
-// Left out, since no graph of llama.cpp or ggml-opt for a language model has them: CONV_TRANSPOSE_1D, CONV_TRANSPOSE_2D,
-// IM2COL_BACK, IM2COL_3D, COL2IM_1D, CONV_2D, CONV_2D_DW, CONV_3D, POOL_1D, POOL_2D_BACK, UPSCALE, PAD_REFLECT_1D, ROLL,
-// TIMESTEP_EMBEDDING, FLASH_ATTN_BACK, WIN_PART, WIN_UNPART, GET_REL_POS, ADD_REL_POS. Never to be added, since they call
-// what their parameters point to: MAP_CUSTOM1, MAP_CUSTOM2, MAP_CUSTOM3, CUSTOM.
+// Left out, since no graph of llama.cpp or ggml-opt for a language model has them: CONV_TRANSPOSE_1D,
+// CONV_TRANSPOSE_2D, IM2COL_BACK, IM2COL_3D, COL2IM_1D, CONV_2D, CONV_2D_DW, CONV_3D, POOL_1D, POOL_2D_BACK, UPSCALE,
+// PAD_REFLECT_1D, ROLL, TIMESTEP_EMBEDDING, FLASH_ATTN_BACK, WIN_PART, WIN_UNPART, GET_REL_POS, ADD_REL_POS. Never to
+// be added, since they call what their parameters point to: MAP_CUSTOM1, MAP_CUSTOM2, MAP_CUSTOM3, CUSTOM.
 constexpr OpRule kRules[] = {
     {GGML_OP_DUP, 1, 1, check_cont},
     {GGML_OP_CONT, 1, 1, check_cont},
@@ -752,7 +803,8 @@ constexpr OpRule kRules[] = {
 };
 
 const OpRule * find_rule(ggml_op op) {
-    const auto * rule = std::find_if(std::begin(kRules), std::end(kRules), [op](const OpRule & r) { return r.op == op; });
+    const auto * rule =
+        std::find_if(std::begin(kRules), std::end(kRules), [op](const OpRule & r) { return r.op == op; });
     return rule == std::end(kRules) ? nullptr : rule;
 }
 
@@ -779,11 +831,12 @@ absl::Status check_row(const IndexRule & rule, const char * row, int64_t number)
     for (int64_t i = 0; i < rule.index->ne[0]; ++i) {
         const T value = *reinterpret_cast<const T *>(row + i * rule.index->nb[0]);
         if constexpr (std::is_floating_point_v<T>) {
-            if (std::isnan(value)) return absl::InvalidArgumentError(fmt::format("no number at {} of row {}", i, number));
+            if (std::isnan(value))
+                return absl::InvalidArgumentError(fmt::format("no number at {} of row {}", i, number));
         } else {
             if (value < rule.min || value >= rule.limit) {
-                return absl::InvalidArgumentError(fmt::format("index {} at {} of row {} is not in {} ... {}", value, i, number,
-                                                              rule.min, rule.limit - 1));
+                return absl::InvalidArgumentError(fmt::format("index {} at {} of row {} is not in {} ... {}", value, i,
+                                                              number, rule.min, rule.limit - 1));
             }
             if (rule.distinct && !seen.insert(value).second) {
                 return absl::InvalidArgumentError(fmt::format("index {} twice in row {}", value, number));
@@ -828,7 +881,7 @@ absl::Status check_op(const ggml_tensor & node) {
     if (const absl::Status status = check_tensor(node, Use::kWritten); !status.ok()) {
         return refused(node, absl::StrCat("dst: ", status.message()));
     }
-    if (const absl::Status status = check_sources(node, *rule); !status.ok()) return status;
+    if (absl::Status status = check_sources(node, *rule); !status.ok()) return status;
     Checker checker(node);
     rule->check(checker);
     if (rule->index >= 0) checker.apart_from_dst(rule->index);

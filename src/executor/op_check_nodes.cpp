@@ -14,19 +14,32 @@ using T = ggml_tensor;
 T * tensor(C * c, ggml_type type, std::initializer_list<int64_t> ne) {
     return ggml_new_tensor(c, type, static_cast<int>(ne.size()), ne.begin());
 }
-T * f32(C * c, std::initializer_list<int64_t> ne) { return tensor(c, GGML_TYPE_F32, ne); }
-T * f16(C * c, std::initializer_list<int64_t> ne) { return tensor(c, GGML_TYPE_F16, ne); }
-T * i32(C * c, std::initializer_list<int64_t> ne) { return tensor(c, GGML_TYPE_I32, ne); }
+T * f32(C * c, std::initializer_list<int64_t> ne) {
+    return tensor(c, GGML_TYPE_F32, ne);
+}
+T * f16(C * c, std::initializer_list<int64_t> ne) {
+    return tensor(c, GGML_TYPE_F16, ne);
+}
+T * i32(C * c, std::initializer_list<int64_t> ne) {
+    return tensor(c, GGML_TYPE_I32, ne);
+}
 
 // A third of the columns of a fused projection, as heads.
 T * heads_view(C * c, int64_t width, int64_t heads, int64_t tokens) {
     T * fused = f32(c, {width * heads * 3, tokens});
-    return ggml_view_3d(c, fused, width, heads, tokens, width * sizeof(float), fused->nb[1], width * heads * sizeof(float));
+    return ggml_view_3d(c, fused, width, heads, tokens, width * sizeof(float), fused->nb[1],
+                        width * heads * sizeof(float));
 }
 
 template <ggml_type W, ggml_type X, int64_t M, int64_t N>
 T * mul_mat(C * c) {
     return ggml_mul_mat(c, tensor(c, W, {256, M}), tensor(c, X, {256, N}));
+}
+
+// As recurrent models do with a batch of sequences.
+template <ggml_type W, int64_t Tokens>
+T * mul_mat_planes(C * c) {
+    return ggml_mul_mat(c, tensor(c, W, {256, 16}), f32(c, {256, Tokens, 3}));
 }
 
 template <ggml_type W, int64_t M, int64_t N>
@@ -79,7 +92,8 @@ template <int Mode>
 T * rope_multi(C * c) {
     int sections[4] = {3, 3, 2, 0};
     const int turned = Mode == GGML_ROPE_TYPE_VISION ? 8 : 16;
-    return ggml_rope_multi(c, f32(c, {16, 2, 5}), i32(c, {20}), nullptr, turned, sections, Mode, 4096, 10000, 1, 0, 1, 32, 1);
+    return ggml_rope_multi(c, f32(c, {16, 2, 5}), i32(c, {20}), nullptr, turned, sections, Mode, 4096, 10000, 1, 0, 1,
+                           32, 1);
 }
 
 template <ggml_glu_op Op>
@@ -143,7 +157,10 @@ const std::vector<NodeRecipe> kRecipes = {
     {"concat 0",
      [](C * c) { return ggml_concat(c, f32(c, {3, 4, 2}), ggml_transpose(c, f32(c, {4, 5, 2})), 0); }},
     {"concat 2", [](C * c) { return ggml_concat(c, f16(c, {3, 4, 2}), f16(c, {3, 4, 5}), 2); }},
-    {"concat I8", [](C * c) { return ggml_concat(c, tensor(c, GGML_TYPE_I8, {3, 4}), tensor(c, GGML_TYPE_I8, {3, 1}), 1); }},
+    {"concat I8",
+     [](C * c) {
+         return ggml_concat(c, tensor(c, GGML_TYPE_I8, {3, 4}), tensor(c, GGML_TYPE_I8, {3, 1}), 1);
+     }},
     {"concat with nothing", [](C * c) { return ggml_concat(c, f32(c, {0, 4, 2}), f32(c, {3, 4, 2}), 0); }},
     {"concat Q8_0",
      [](C * c) { return ggml_concat(c, tensor(c, GGML_TYPE_Q8_0, {32, 4}), tensor(c, GGML_TYPE_Q8_0, {64, 4}), 0); }},
@@ -242,7 +259,7 @@ const std::vector<NodeRecipe> kRecipes = {
     {"set_rows Q4_1", set_rows<GGML_TYPE_Q4_1>},
     {"set_rows F16 to F16",
      [](C * c) { return ggml_set_rows(c, f16(c, {64, 10}), f16(c, {64, 3}), tensor(c, GGML_TYPE_I64, {3})); }},
-    {"set_rows of a transposed cache, element by element",
+    {"set_rows of single elements",
      [](C * c) { return ggml_set_rows(c, f16(c, {1, 640}), f32(c, {1, 192}), tensor(c, GGML_TYPE_I64, {192})); }},
     {"set_rows with streams",
      [](C * c) { return ggml_set_rows(c, f32(c, {8, 10, 4, 2}), f32(c, {8, 3, 4, 2}), i32(c, {3, 2, 1})); }},
@@ -258,6 +275,10 @@ const std::vector<NodeRecipe> kRecipes = {
     {"mul_mat Q4_K", mul_mat<GGML_TYPE_Q4_K, GGML_TYPE_F32, 16, 6>, true},
     {"mul_mat Q5_K", mul_mat<GGML_TYPE_Q5_K, GGML_TYPE_F32, 16, 5>, true},
     {"mul_mat Q6_K", mul_mat<GGML_TYPE_Q6_K, GGML_TYPE_F32, 16, 5>, true},
+    {"mul_mat Q4_K by sequences", mul_mat_planes<GGML_TYPE_Q4_K, 5>, true},
+    {"mul_mat Q2_K by sequences", mul_mat_planes<GGML_TYPE_Q2_K, 7>, true},
+    {"mul_mat Q4_0 by sequences", mul_mat_planes<GGML_TYPE_Q4_0, 5>, true},
+    {"mul_mat MXFP4 by sequences", mul_mat_planes<GGML_TYPE_MXFP4, 9>, true},
     {"mul_mat IQ4_NL", mul_mat<GGML_TYPE_IQ4_NL, GGML_TYPE_F32, 16, 5>, true},
     {"mul_mat MXFP4", mul_mat<GGML_TYPE_MXFP4, GGML_TYPE_F32, 16, 5>, true},
     {"mul_mat IQ2_XS", mul_mat<GGML_TYPE_IQ2_XS, GGML_TYPE_F32, 16, 40>},
@@ -303,7 +324,10 @@ const std::vector<NodeRecipe> kRecipes = {
     {"rope", rope<GGML_ROPE_TYPE_NORMAL>},
     {"rope NeoX", rope<GGML_ROPE_TYPE_NEOX>},
     {"rope F16", [](C * c) { return ggml_rope(c, f16(c, {16, 2, 5}), i32(c, {5}), 16, GGML_ROPE_TYPE_NEOX); }},
-    {"rope of some channels", [](C * c) { return ggml_rope(c, f32(c, {16, 2, 5}), i32(c, {5}), 8, GGML_ROPE_TYPE_NEOX); }},
+    {"rope of some channels",
+     [](C * c) {
+         return ggml_rope(c, f32(c, {16, 2, 5}), i32(c, {5}), 8, GGML_ROPE_TYPE_NEOX);
+     }},
     {"rope of the last channels",
      [](C * c) {
          T * node = ggml_rope(c, f32(c, {16, 2, 5}), i32(c, {5}), 8, GGML_ROPE_TYPE_NORMAL);
@@ -315,7 +339,9 @@ const std::vector<NodeRecipe> kRecipes = {
     {"rope_multi interleaved", rope_multi<GGML_ROPE_TYPE_IMROPE>},
     {"rope_multi vision", rope_multi<GGML_ROPE_TYPE_VISION>},
     {"rope_back",
-     [](C * c) { return ggml_rope_ext_back(c, f32(c, {16, 2, 5}), i32(c, {5}), nullptr, 16, 0, 0, 1e4F, 1, 0, 1, 32, 1); }},
+     [](C * c) {
+         return ggml_rope_ext_back(c, f32(c, {16, 2, 5}), i32(c, {5}), nullptr, 16, 0, 0, 1e4F, 1, 0, 1, 32, 1);
+     }},
     {"flash_attn_ext F16", attention<GGML_TYPE_F16, GGML_TYPE_F16, 5, 40, true>},
     {"flash_attn_ext F16 in tiles", attention<GGML_TYPE_F16, GGML_TYPE_F16, 70, 80, true>},
     {"flash_attn_ext F32 in tiles", attention<GGML_TYPE_F32, GGML_TYPE_F32, 64, 30, false>},
@@ -366,13 +392,24 @@ const std::vector<NodeRecipe> kRecipes = {
      }},
     {"dsv4_hc_comb", [](C * c) { return ggml_dsv4_hc_comb(c, f32(c, {24, 5}), f32(c, {3}), f32(c, {24}), 1e-5F, 3); }},
     {"dsv4_hc_pre", [](C * c) { return ggml_dsv4_hc_pre(c, f32(c, {12, 4, 5}), f32(c, {4, 5})); }},
-    {"dsv4_hc_pre_gated", [](C * c) { return ggml_dsv4_hc_pre_gated(c, f32(c, {12, 4, 5}), f32(c, {12, 4, 5}), 0.5F); }},
+    {"dsv4_hc_pre_gated",
+     [](C * c) {
+         return ggml_dsv4_hc_pre_gated(c, f32(c, {12, 4, 5}), f32(c, {12, 4, 5}), 0.5F);
+     }},
     {"dsv4_hc_post",
-     [](C * c) { return ggml_dsv4_hc_post(c, f32(c, {12, 5}), f32(c, {12, 4, 5}), f32(c, {4, 5}), f32(c, {4, 4, 5})); }},
+     [](C * c) {
+         return ggml_dsv4_hc_post(c, f32(c, {12, 5}), f32(c, {12, 4, 5}), f32(c, {4, 5}), f32(c, {4, 4, 5}));
+     }},
     {"dsv4_hc_post without comb",
      [](C * c) { return ggml_dsv4_hc_post(c, f32(c, {12, 5}), f32(c, {12, 4, 5}), f32(c, {4, 5}), nullptr); }},
-    {"im2col 1d", [](C * c) { return ggml_im2col(c, f16(c, {3, 5, 7}), f32(c, {11, 5, 2}), 1, 0, 1, 0, 1, 0, false, GGML_TYPE_F16); }},
-    {"im2col 2d", [](C * c) { return ggml_im2col(c, f32(c, {3, 3, 2, 4}), f32(c, {9, 8, 2, 2}), 2, 1, 1, 1, 1, 2, true, GGML_TYPE_F32); }},
+    {"im2col 1d",
+     [](C * c) {
+         return ggml_im2col(c, f16(c, {3, 5, 7}), f32(c, {11, 5, 2}), 1, 0, 1, 0, 1, 0, false, GGML_TYPE_F16);
+     }},
+    {"im2col 2d",
+     [](C * c) {
+         return ggml_im2col(c, f32(c, {3, 3, 2, 4}), f32(c, {9, 8, 2, 2}), 2, 1, 1, 1, 1, 2, true, GGML_TYPE_F32);
+     }},
     {"pool_2d", [](C * c) { return ggml_pool_2d(c, f32(c, {9, 8, 2, 2}), GGML_OP_POOL_AVG, 2, 2, 2, 2, 0, 0); }},
     {"pool_2d F16", [](C * c) { return ggml_pool_2d(c, f16(c, {9, 8, 2}), GGML_OP_POOL_MAX, 3, 3, 1, 1, 1, 1); }},
     {"cross_entropy_loss", [](C * c) { return ggml_cross_entropy_loss(c, f32(c, {33, 5}), f32(c, {33, 5})); }},
@@ -383,11 +420,16 @@ const std::vector<NodeRecipe> kRecipes = {
          T * weight = parameter(f32(c, {33, 5}));
          return ggml_opt_step_adamw(c, weight, f32(c, {33, 5}), f32(c, {33, 5}), f32(c, {33, 5}), f32(c, {7}));
      }},
-    {"opt_step_sgd", [](C * c) { return ggml_opt_step_sgd(c, parameter(f32(c, {33, 5})), f32(c, {33, 5}), f32(c, {2})); }},
+    {"opt_step_sgd",
+     [](C * c) {
+         return ggml_opt_step_sgd(c, parameter(f32(c, {33, 5})), f32(c, {33, 5}), f32(c, {2}));
+     }},
 };
 
 } // namespace
 
-std::span<const NodeRecipe> node_recipes() { return kRecipes; }
+std::span<const NodeRecipe> node_recipes() {
+    return kRecipes;
+}
 
 } // namespace strata::executor

@@ -1,7 +1,7 @@
 #include "executor/op_check_runner.h"
+
 #include "base/check.h"
 #include "executor/op_check.h"
-
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
 
@@ -27,7 +27,9 @@ namespace {
 constexpr size_t kSlotBytes = size_t{1} << 20;
 constexpr size_t kSlots = GGML_MAX_SRC + 1;
 
-size_t page_bytes() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
+size_t page_bytes() {
+    return static_cast<size_t>(sysconf(_SC_PAGESIZE));
+}
 
 // Memory between two pages that must not be touched.
 char * map_guarded(size_t bytes) {
@@ -81,8 +83,9 @@ void free_array(void * pointer) {
 }
 
 class Random {
-  public:
-    explicit Random(uint64_t seed) : state_(seed * 2 + 1) {}
+public:
+    explicit Random(uint64_t seed)
+        : state_(seed * 2 + 1) {}
     uint64_t next() { // splitmix64
         uint64_t z = (state_ += 0x9e3779b97f4a7c15);
         z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
@@ -91,14 +94,15 @@ class Random {
     }
     uint64_t below(uint64_t limit) { return next() % limit; }
 
-  private:
+private:
     uint64_t state_;
 };
 
 // Zeros once they are used up.
 class Bytes {
-  public:
-    explicit Bytes(std::span<const uint8_t> bytes) : bytes_(bytes) {}
+public:
+    explicit Bytes(std::span<const uint8_t> bytes)
+        : bytes_(bytes) {}
     template <typename T>
     T take() {
         T out{};
@@ -109,7 +113,7 @@ class Bytes {
     }
     size_t below(size_t limit) { return take<uint16_t>() % limit; }
 
-  private:
+private:
     std::span<const uint8_t> bytes_;
 };
 
@@ -165,8 +169,9 @@ size_t changed_stride(Bytes & bytes, const ggml_tensor & tensor, size_t stride) 
 }
 
 int32_t changed_param(Bytes & bytes, int32_t value) {
-    constexpr float kFloats[] = {0.0F, -1.0F, 1e-5F, std::numeric_limits<float>::infinity(),
-                                 std::numeric_limits<float>::quiet_NaN(), 3e38F, 7.5F};
+    constexpr float kFloats[] = {
+        0.0F,  -1.0F, 1e-5F, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN(),
+        3e38F, 7.5F};
     switch (bytes.below(9)) {
     case 0:
         return 0;
@@ -258,8 +263,10 @@ void mutate(Bytes & bytes, OwnedNode & node) {
         node.storages[bytes.below(node.storages.size())] = node.storages[bytes.below(node.storages.size())];
         break;
     default:
-        if (bytes.below(8) == 0) node.node().op = static_cast<ggml_op>(bytes.below(GGML_OP_COUNT));
-        else std::copy_n(other.ne, GGML_MAX_DIMS, tensor.ne);
+        if (bytes.below(8) == 0)
+            node.node().op = static_cast<ggml_op>(bytes.below(GGML_OP_COUNT));
+        else
+            std::copy_n(other.ne, GGML_MAX_DIMS, tensor.ne);
         break;
     }
 }
@@ -274,7 +281,8 @@ std::optional<size_t> span_within_slot(const ggml_tensor & tensor) {
         if (tensor.ne[i] < 1 || tensor.ne[i] > INT32_MAX) return std::nullopt;
         const bool blocks = i == 0 && block > 1;
         uint64_t reach = 0;
-        if (__builtin_mul_overflow(static_cast<uint64_t>(blocks ? tensor.ne[i] : tensor.ne[i] - 1), tensor.nb[i], &reach)) {
+        if (__builtin_mul_overflow(static_cast<uint64_t>(blocks ? tensor.ne[i] : tensor.ne[i] - 1), tensor.nb[i],
+                                   &reach)) {
             return std::nullopt;
         }
         if (__builtin_add_overflow(bytes, blocks ? reach / block : reach, &bytes)) return std::nullopt;
@@ -327,11 +335,12 @@ void fill_indices(Random & random, const IndexRule & rule) {
 ggml_backend_buffer_t repack_buffer() {
     static ggml_backend_buffer_t buffer = [] {
         ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-        auto get = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
-            ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts"));
+        auto get = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(ggml_backend_reg_get_proc_address(
+            ggml_backend_dev_backend_reg(device), "ggml_backend_dev_get_extra_bufts"));
         ggml_backend_buffer_type_t * types = get == nullptr ? nullptr : get(device);
         for (; types != nullptr && *types != nullptr; ++types) {
-            if (std::string(ggml_backend_buft_name(*types)) == "CPU_REPACK") return ggml_backend_buft_alloc_buffer(*types, 64);
+            if (std::string(ggml_backend_buft_name(*types)) == "CPU_REPACK")
+                return ggml_backend_buft_alloc_buffer(*types, 64);
         }
         return ggml_backend_buffer_t{};
     }();
@@ -353,7 +362,9 @@ struct ContextDeleter {
 };
 using Context = std::unique_ptr<ggml_context, ContextDeleter>;
 
-Context make_context() { return Context(ggml_init({size_t{1} << 16, nullptr, true})); }
+Context make_context() {
+    return Context(ggml_init({size_t{1} << 16, nullptr, true}));
+}
 
 // A node before it that all threads work on: ggml gives all nodes of a graph the threads of the one with the most.
 void compute(ggml_tensor & node, int threads) {
@@ -386,8 +397,8 @@ void make_contiguous(ggml_tensor & tensor) {
 std::string OwnedNode::text() const {
     std::string out = fmt::format("{} params [{}]", ggml_op_name(node().op), fmt::join(node().op_params, " "));
     const auto add = [&](std::string_view name, const ggml_tensor & t) {
-        out += fmt::format("; {} {} ne {} {} {} {} nb {} {} {} {}", name, ggml_type_name(t.type), t.ne[0], t.ne[1], t.ne[2],
-                           t.ne[3], t.nb[0], t.nb[1], t.nb[2], t.nb[3]);
+        out += fmt::format("; {} {} ne {} {} {} {} nb {} {} {} {}", name, ggml_type_name(t.type), t.ne[0], t.ne[1],
+                           t.ne[2], t.ne[3], t.nb[0], t.nb[1], t.nb[2], t.nb[3]);
     };
     add("dst", node());
     for (int i = 0; i < GGML_MAX_SRC; ++i) {
@@ -411,6 +422,7 @@ OwnedNode make_node(const NodeRecipe & recipe) {
     for (size_t i = 0; i < out.tensors.size(); ++i) {
         const auto first = std::find(out.storages.begin(), out.storages.end(), out.storages[i]) - out.storages.begin();
         out.tensors[i].view_src = nullptr;
+        // NOLINTNEXTLINE(performance-no-int-to-ptr): never read
         out.tensors[i].data = reinterpret_cast<void *>(static_cast<uintptr_t>(first + 1) << 40);
     }
     for (int i = 0; i < GGML_MAX_SRC; ++i) {
@@ -424,7 +436,8 @@ struct NodeRunner::Memory {
     std::array<char *, kSlots> slots{};
 };
 
-NodeRunner::NodeRunner() : memory_(std::make_unique<Memory>()) {
+NodeRunner::NodeRunner()
+    : memory_(std::make_unique<Memory>()) {
     for (char *& slot : memory_->slots) slot = map_guarded(kSlotBytes);
 }
 
@@ -492,7 +505,13 @@ NodeRunner::Result NodeRunner::run(OwnedNode node, bool repack, int threads, uin
 } // namespace strata::executor
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-void * operator new[](size_t bytes) { return strata::executor::allocate_array(bytes); }
-void operator delete[](void * pointer) noexcept { strata::executor::free_array(pointer); }
-void operator delete[](void * pointer, size_t /*bytes*/) noexcept { strata::executor::free_array(pointer); }
+void * operator new[](size_t bytes) {
+    return strata::executor::allocate_array(bytes);
+}
+void operator delete[](void * pointer) noexcept {
+    strata::executor::free_array(pointer);
+}
+void operator delete[](void * pointer, size_t /*bytes*/) noexcept {
+    strata::executor::free_array(pointer);
+}
 #endif

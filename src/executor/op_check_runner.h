@@ -29,7 +29,7 @@ OwnedNode make_node(const NodeRecipe & recipe);
 // Runs nodes on ggml's CPU backend such that an access outside of a tensor's memory, or of ggml's scratch memory, is a
 // crash: they lie directly before or after memory that must not be touched.
 class NodeRunner {
-  public:
+public:
     NodeRunner();
     ~NodeRunner();
 
@@ -47,7 +47,7 @@ class NodeRunner {
     // Called with what is about to be checked and run.
     std::function<void(const std::string &)> on_description = [](const std::string &) {};
 
-  private:
+private:
     struct Memory;
     std::unique_ptr<Memory> memory_;
 };

@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <string>
 #include <string_view>
@@ -33,7 +34,9 @@ const NodeRecipe & recipe(std::string_view name) {
     std::abort();
 }
 
-std::string refusal(const OwnedNode & node) { return std::string(check_op(node.node()).message()); }
+std::string refusal(const OwnedNode & node) {
+    return std::string(check_op(node.node()).message());
+}
 
 TEST(OpCheck, NamesWhatIsWrong) {
     OwnedNode node = make_node(recipe("mul_mat Q4_0"));
@@ -48,9 +51,9 @@ TEST(OpCheck, NamesWhatIsWrong) {
 
 TEST(OpCheck, RefusesOpsThatAreNotOnTheList) {
     OwnedNode node = make_node(recipe("add"));
-    for (const ggml_op op : {GGML_OP_NONE, GGML_OP_VIEW, GGML_OP_RESHAPE, GGML_OP_PERMUTE, GGML_OP_TRANSPOSE,
-                             GGML_OP_MAP_CUSTOM1, GGML_OP_MAP_CUSTOM2, GGML_OP_MAP_CUSTOM3, GGML_OP_CUSTOM,
-                             GGML_OP_CONV_2D, GGML_OP_FLASH_ATTN_BACK}) {
+    for (const ggml_op op :
+         {GGML_OP_NONE, GGML_OP_VIEW, GGML_OP_RESHAPE, GGML_OP_PERMUTE, GGML_OP_TRANSPOSE, GGML_OP_MAP_CUSTOM1,
+          GGML_OP_MAP_CUSTOM2, GGML_OP_MAP_CUSTOM3, GGML_OP_CUSTOM, GGML_OP_CONV_2D, GGML_OP_FLASH_ATTN_BACK}) {
         node.node().op = op;
         EXPECT_THAT(refusal(node), HasSubstr("is not on the list")) << ggml_op_name(op);
     }
@@ -67,6 +70,71 @@ TEST(OpCheck, NodesThatComputeNothing) {
     EXPECT_TRUE(computes_nothing(node.node()));
 }
 
+// A layer with most of what ggml can differentiate, its loss and the steps of an optimizer.
+TEST(OpCheck, AcceptsTrainingGraphs) {
+    const std::unique_ptr<ggml_context, decltype(&ggml_free)> owner(ggml_init({size_t{1} << 22, nullptr, true}),
+                                                                    ggml_free);
+    ggml_context * c = owner.get();
+    const auto weight = [c](std::initializer_list<int64_t> ne) {
+        ggml_tensor * out = ggml_new_tensor(c, GGML_TYPE_F32, static_cast<int>(ne.size()), ne.begin());
+        ggml_set_param(out);
+        return out;
+    };
+    ggml_tensor * tokens = ggml_new_tensor_1d(c, GGML_TYPE_I32, 5);
+    ggml_tensor * x = ggml_get_rows(c, weight({32, 64}), tokens);
+    ggml_tensor * normed = ggml_mul(c, ggml_rms_norm(c, x, 1e-5F), weight({32}));
+    const auto heads = [&](int64_t count, bool turned) {
+        ggml_tensor * out = ggml_reshape_3d(c, ggml_mul_mat(c, weight({32, 8 * count}), normed), 8, count, 5);
+        if (turned) out = ggml_rope(c, out, ggml_new_tensor_1d(c, GGML_TYPE_I32, 5), 8, GGML_ROPE_TYPE_NEOX);
+        return ggml_permute(c, out, 0, 2, 1, 3);
+    };
+    ggml_tensor * scores =
+        ggml_diag_mask_inf(c, ggml_scale(c, ggml_mul_mat(c, heads(2, true), heads(4, true)), 0.3F), 0);
+    ggml_tensor * values = ggml_cont(c, ggml_transpose(c, heads(2, false)));
+    ggml_tensor * mixed = ggml_mul_mat(c, values, ggml_soft_max_ext(c, scores, nullptr, 0.5F, 0.0F));
+    x = ggml_add(c, x, ggml_cont_2d(c, ggml_permute(c, mixed, 0, 2, 1, 3), 32, 5));
+    ggml_tensor * hidden =
+        ggml_mul(c, ggml_silu(c, ggml_mul_mat(c, weight({32, 48}), x)), ggml_mul_mat(c, weight({32, 48}), x));
+    hidden = ggml_swiglu_split(c, hidden, ggml_sqr(c, ggml_add(c, hidden, ggml_repeat(c, weight({48}), hidden))));
+    x = ggml_sub(c, x, ggml_div(c, ggml_mul_mat(c, weight({48, 32}), hidden), ggml_exp(c, x)));
+    ggml_tensor * logits = ggml_mul_mat(c, weight({32, 64}), x);
+    ggml_tensor * loss = ggml_cross_entropy_loss(c, logits, ggml_new_tensor_2d(c, GGML_TYPE_F32, 64, 5));
+    loss = ggml_add(c, loss, ggml_mean(c, ggml_sum_rows(c, ggml_reshape_1d(c, ggml_sqrt(c, ggml_log(c, x)), 160))));
+    ggml_set_loss(loss);
+    ggml_cgraph * graph = ggml_new_graph_custom(c, 4096, true);
+    ggml_build_forward_expand(graph, loss);
+    ggml_build_forward_expand(graph,
+                              ggml_count_equal(c, ggml_argmax(c, logits), ggml_new_tensor_1d(c, GGML_TYPE_I32, 5)));
+    const int forward_nodes = ggml_graph_n_nodes(graph);
+    ggml_build_backward_expand(c, graph, nullptr);
+    for (int i = forward_nodes - 1; i >= 0; --i) {
+        ggml_tensor * node = ggml_graph_node(graph, i);
+        for (ggml_tensor * source : node->src) {
+            if (source == nullptr || (source->flags & GGML_TENSOR_FLAG_PARAM) == 0) continue;
+            ggml_tensor * grad = ggml_graph_get_grad(graph, source);
+            const auto state = [&] { return ggml_dup_tensor(c, source); };
+            ggml_build_forward_expand(
+                graph, ggml_opt_step_adamw(c, source, grad, state(), state(), ggml_new_tensor_1d(c, GGML_TYPE_F32, 7)));
+            ggml_build_forward_expand(graph,
+                                      ggml_opt_step_sgd(c, source, grad, ggml_new_tensor_1d(c, GGML_TYPE_F32, 2)));
+        }
+    }
+    uintptr_t next = uintptr_t{1} << 40;
+    for (ggml_tensor * each = ggml_get_first_tensor(c); each != nullptr; each = ggml_get_next_tensor(c, each)) {
+        if (each->view_src != nullptr) {
+            each->data = static_cast<char *>(each->view_src->data) + each->view_offs;
+        } else {
+            each->data = reinterpret_cast<void *>(next); // NOLINT(performance-no-int-to-ptr): never read
+        }
+        next += uintptr_t{1} << 20;
+    }
+    EXPECT_GT(ggml_graph_n_nodes(graph), 2 * forward_nodes);
+    for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+        const ggml_tensor * node = ggml_graph_node(graph, i);
+        if (!computes_nothing(*node)) EXPECT_EQ(check_op(*node), absl::OkStatus()) << i;
+    }
+}
+
 struct Hostile {
     std::string_view recipe;
     void (*change)(OwnedNode &);
@@ -77,7 +145,7 @@ void set_param(OwnedNode & node, int param, float value) {
     std::memcpy(&node.node().op_params[param], &value, sizeof value);
 }
 
-// Each of them ends the process, or reads or writes what it must not, when the node is run.
+// Nearly all of them end the process when they are run; the others read or write what they must not, on some machine.
 const Hostile kHostile[] = {
     // Any op.
     {"add", [](OwnedNode & n) { n.tensors[1].type = GGML_TYPE_COUNT; }, "src0: type"},
@@ -96,23 +164,59 @@ const Hostile kHostile[] = {
     {"get_rows Q4_0", [](OwnedNode & n) { n.tensors[1].ne[0] = n.node().ne[0] = 250; }, "no whole blocks"},
     // Dispatch on types that are taken for others.
     {"silu", [](OwnedNode & n) { n.tensors[1].type = GGML_TYPE_F16; }, "src0"},
-    {"gelu", [](OwnedNode & n) { n.node().type = GGML_TYPE_I8; n.node().nb[0] = 1; }, "src0 has type f32, dst has i8"},
-    {"clamp", [](OwnedNode & n) { n.node().type = GGML_TYPE_F16; n.node().nb[0] = 2; }, "dst has f16"},
-    {"soft_max_ext", [](OwnedNode & n) { n.tensors[2].type = GGML_TYPE_I8; n.tensors[2].nb[0] = 1; }, "src1 has type i8"},
+    {"gelu",
+     [](OwnedNode & n) {
+         n.node().type = GGML_TYPE_I8;
+         n.node().nb[0] = 1;
+     },
+     "src0 has type f32, dst has i8"},
+    {"clamp",
+     [](OwnedNode & n) {
+         n.node().type = GGML_TYPE_F16;
+         n.node().nb[0] = 2;
+     },
+     "dst has f16"},
+    {"soft_max_ext",
+     [](OwnedNode & n) {
+         n.tensors[2].type = GGML_TYPE_I8;
+         n.tensors[2].nb[0] = 1;
+     },
+     "src1 has type i8"},
     {"flash_attn_ext F16", [](OwnedNode & n) { n.node().src[3]->type = GGML_TYPE_I8; }, "src3"},
-    {"cast F32 to I32", [](OwnedNode & n) { n.tensors[1].type = GGML_TYPE_F16; n.tensors[1].nb[0] = 2; }, "no copy from f16 to i32"},
+    {"cast F32 to I32",
+     [](OwnedNode & n) {
+         n.tensors[1].type = GGML_TYPE_F16;
+         n.tensors[1].nb[0] = 2;
+     },
+     "no copy from f16 to i32"},
     {"cont of permuted heads", [](OwnedNode & n) { n.node().type = GGML_TYPE_Q4_0; }, "dst"},
     // Work memory that is planned with other numbers than it is used with.
     {"cast F16 to Q8_0",
-     [](OwnedNode & n) { n.node().ne[0] = 32; n.node().ne[1] = 24; n.node().nb[1] = 34; n.node().nb[2] = 34 * 24; },
+     [](OwnedNode & n) {
+         n.node().ne[0] = 32;
+         n.node().ne[1] = 24;
+         n.node().nb[1] = 34;
+         n.node().nb[2] = 34 * 24;
+     },
      "shorter rows"},
-    {"set_rows F16 to F16", [](OwnedNode & n) { n.node().type = GGML_TYPE_F32; for (auto & nb : n.node().nb) nb *= 2; }, "of f16 in f32"},
+    {"set_rows F16 to F16",
+     [](OwnedNode & n) {
+         n.node().type = GGML_TYPE_F32;
+         for (auto & nb : n.node().nb) nb *= 2;
+     },
+     "of f16 in f32"},
     {"mul_mat_id F32",
      [](OwnedNode & n) {
          for (int i : {0, 2, 3}) n.tensors[i].ne[i == 3 ? 1 : 2] = 1 << 20;
          for (int i : {0, 2, 3}) n.tensors[i].nb[i == 3 ? 1 : 2] = 0;
      },
      "overlap"},
+    {"mul_mat_id F32",
+     [](OwnedNode & n) {
+         n.tensors[1].ne[2] = 1 << 20;
+         n.tensors[1].nb[2] = n.tensors[1].nb[0] * 256;
+     },
+     "1048576 experts"},
     // Divisions by zero and loops without an end.
     {"rope", [](OwnedNode & n) { n.node().op_params[1] = 0; }, "turns 0 channels"},
     {"rope", [](OwnedNode & n) { n.node().op_params[1] = 7; }, "turns 7 channels"},
@@ -122,20 +226,44 @@ const Hostile kHostile[] = {
     {"rope_multi", [](OwnedNode & n) { n.node().op_params[11] = -6; }, "a section of -6"},
     {"rope_multi", [](OwnedNode & n) { n.tensors[2].ne[0] = 5; }, "src1 has shape"},
     {"rope of some channels",
-     [](OwnedNode & n) { for (int i : {0, 1}) n.tensors[i].ne[0] = 15; }, "in rows of 15"},
+     [](OwnedNode & n) {
+         for (int i : {0, 1}) n.tensors[i].ne[0] = 15;
+     },
+     "in rows of 15"},
     {"rope", [](OwnedNode & n) { n.tensors[3].ne[0] = 7; }, "7 frequency factors"},
-    {"rope of some channels", [](OwnedNode & n) { n.node().src[2] = n.node().src[0]; n.tensors[1].ne[0] = 8; }, "ROPE"},
-    {"pool_2d", [](OwnedNode & n) { n.tensors[1].ne[2] = n.tensors[1].ne[3] = 1; n.tensors[1].nb[2] = 0; }, "POOL_2D"},
+    {"rope of some channels",
+     [](OwnedNode & n) {
+         n.node().src[2] = n.node().src[0];
+         n.tensors[1].ne[0] = 8;
+     },
+     "ROPE"},
+    {"pool_2d",
+     [](OwnedNode & n) {
+         n.tensors[1].ne[2] = n.tensors[1].ne[3] = 1;
+         n.tensors[1].nb[2] = 0;
+     },
+     "POOL_2D"},
     {"group_norm", [](OwnedNode & n) { n.node().op_params[0] = 0; }, "0 groups"},
-    {"rwkv_wkv6", [](OwnedNode & n) { n.tensors[6].ne[1] = 8; n.tensors[6].ne[0] = 288; }, "RWKV_WKV6"},
+    {"rwkv_wkv6",
+     [](OwnedNode & n) {
+         n.tensors[6].ne[1] = 8;
+         n.tensors[6].ne[0] = 288;
+     },
+     "RWKV_WKV6"},
     {"gated_delta_net with snapshots", [](OwnedNode & n) { n.tensors[1].ne[3] = 5; }, "5 sequences for 2"},
     // What lies behind a tensor.
     {"rwkv_wkv7",
      [](OwnedNode & n) {
-         for (int i = 1; i <= 6; ++i) n.tensors[i].ne[0] = 65, n.tensors[i].nb[1] = 260, n.tensors[i].nb[2] = 520, n.tensors[i].nb[3] = 2080;
+         for (int i = 1; i <= 6; ++i)
+             n.tensors[i].ne[0] = 65, n.tensors[i].nb[1] = 260, n.tensors[i].nb[2] = 520, n.tensors[i].nb[3] = 2080;
      },
      "RWKV_WKV7"},
-    {"rms_norm in place", [](OwnedNode & n) { n.node().nb[0] = 12; n.node().nb[1] = 4; }, "not side by side"},
+    {"rms_norm in place",
+     [](OwnedNode & n) {
+         n.node().nb[0] = 12;
+         n.node().nb[1] = 4;
+     },
+     "not side by side"},
     {"scale with a bias",
      [](OwnedNode & n) {
          for (int i : {0, 1}) n.tensors[i].ne[1] = 1, make_contiguous(n.tensors[i]);
@@ -144,7 +272,8 @@ const Hostile kHostile[] = {
      "not evenly apart"},
     {"diag_mask_inf",
      [](OwnedNode & n) {
-         for (int i : {0, 1}) n.tensors[i].ne[2] = 1, n.tensors[i].ne[3] = 4, n.tensors[i].nb[2] = 512, n.tensors[i].nb[3] = 128;
+         for (int i : {0, 1})
+             n.tensors[i].ne[2] = 1, n.tensors[i].ne[3] = 4, n.tensors[i].nb[2] = 512, n.tensors[i].nb[3] = 128;
      },
      "planes of dst"},
     {"flash_attn_ext F16", [](OwnedNode & n) { n.node().src[3]->ne[1] = 4; }, "a mask of shape"},
@@ -157,18 +286,36 @@ const Hostile kHostile[] = {
     {"set", [](OwnedNode & n) { n.node().op_params[3] = 200; }, "would end at byte"},
     {"acc", [](OwnedNode & n) { n.node().op_params[0] = INT_MAX; }, "would end at byte"},
     {"pad", [](OwnedNode & n) { n.node().op_params[0] = -3; }, "pads by -3"},
-    {"pad in a circle", [](OwnedNode & n) { n.node().op_params[0] = 8; n.node().ne[0] = 14; }, "PAD"},
-    {"count_equal", [](OwnedNode & n) { for (int i : {1, 2}) n.tensors[i].ne[3] = 2; }, "src0 has shape"},
+    {"pad in a circle",
+     [](OwnedNode & n) {
+         n.node().op_params[0] = 8;
+         n.node().ne[0] = 14;
+     },
+     "PAD"},
+    {"count_equal",
+     [](OwnedNode & n) {
+         for (int i : {1, 2}) n.tensors[i].ne[3] = 2;
+     },
+     "src0 has shape"},
     {"concat 0", [](OwnedNode & n) { n.node().op_params[0] = 4; }, "along dimension 4"},
     {"concat 0", [](OwnedNode & n) { n.tensors[1].ne[3] = 0; }, "do not make"},
     {"top_k", [](OwnedNode & n) { n.node().ne[0] = 41, make_contiguous(n.node()); }, "the first 41 of 40"},
     {"cpy F32 to Q4_0", [](OwnedNode & n) { n.node().src[1] = n.node().src[0]; }, "src1 has type"},
     {"im2col 2d", [](OwnedNode & n) { n.tensors[2].nb[1] = 4; }, "not side by side"},
-    {"ssm_scan Mamba 2", [](OwnedNode & n) { n.tensors[1].ne[3] = 1; n.tensors[1].nb[3] = 1 << 20; }, "not side by side"},
+    {"ssm_scan Mamba 2",
+     [](OwnedNode & n) {
+         n.tensors[1].ne[3] = 1;
+         n.tensors[1].nb[3] = 1 << 20;
+     },
+     "not side by side"},
     {"ssm_scan Mamba 2", [](OwnedNode & n) { n.node().op_params[0] = INT_MAX; }, "dst has"},
     {"get_rows of weights of experts", [](OwnedNode & n) { n.tensors[2].ne[1] = 6; }, "src1 has shape"},
     {"opt_step_adamw", [](OwnedNode & n) { n.tensors[5].ne[0] = 6; }, "src4 has shape"},
-    {"mul_mat by a Hadamard matrix", [](OwnedNode & n) { for (int i : {1, 2}) n.tensors[i].ne[0] = 48; }, "no Hadamard"},
+    {"mul_mat by a Hadamard matrix",
+     [](OwnedNode & n) {
+         for (int i : {1, 2}) n.tensors[i].ne[0] = 48;
+     },
+     "no Hadamard"},
     {"solve_tri", [](OwnedNode & n) { n.tensors[1].ne[0] = n.tensors[1].ne[1] = 4; }, "SOLVE_TRI"},
     // Assertions.
     {"rms_norm in place", [](OwnedNode & n) { set_param(n, 0, -1); }, "epsilon is -1"},
@@ -183,7 +330,8 @@ const Hostile kHostile[] = {
     {"soft_max_back", [](OwnedNode & n) { set_param(n, 1, 1); }, "a bias of 1"},
     {"dsv4_hc_comb", [](OwnedNode & n) { n.node().op_params[1] = 0; }, "0 rounds"},
     {"diag_mask_inf", [](OwnedNode & n) { n.node().op_params[0] = -1; }, "masks after -1"},
-    {"mul_mat F32", [](OwnedNode & n) { n.tensors[1].type = GGML_TYPE_Q8_K, make_contiguous(n.tensors[1]); }, "src0 has type q8_K"},
+    {"mul_mat F32", [](OwnedNode & n) { n.tensors[1].type = GGML_TYPE_Q8_K, make_contiguous(n.tensors[1]); },
+     "src0 has type q8_K"},
     {"mul_mat F32", [](OwnedNode & n) { n.node().nb[3] = 4; }, "permuted"},
     {"mul_mat keys by queries", [](OwnedNode & n) { n.tensors[1].ne[2] = 3; }, "does not repeat"},
 };
@@ -214,8 +362,8 @@ TEST(OpCheck, RepackedWeightsMustBeWhatWasPacked) {
 
 TEST(OpCheck, AResultMustNotLieOverItsIndices) {
     std::array<int32_t, 256> memory{};
-    for (const std::string_view name : {"get_rows F32", "set_rows F32", "mul_mat_id F32", "add_id", "ssm_scan Mamba", "argsort",
-                                        "top_k", "get_rows_back"}) {
+    for (const std::string_view name : {"get_rows F32", "set_rows F32", "mul_mat_id F32", "add_id", "ssm_scan Mamba",
+                                        "argsort", "top_k", "get_rows_back"}) {
         OwnedNode node = make_node(recipe(name));
         const auto rules = index_rules(node.node());
         const ggml_tensor * index = rules.empty() ? node.node().src[0] : rules[0].index;
@@ -351,7 +499,15 @@ void run_recipe(NodeRunner & runner, uint64_t number, Progress & progress) {
     }
 }
 
+// ggml's assert()s, which a debug build has, look at values: any NaN ends the process.
+#ifdef NDEBUG
+constexpr bool kNodesCanRun = true;
+#else
+constexpr bool kNodesCanRun = false;
+#endif
+
 TEST(OpCheck, WhatTheConstructorsMakeIsAcceptedAndRuns) {
+    if (!kNodesCanRun) GTEST_SKIP() << "a debug build";
     const SharedProgress shared;
     const auto crashes = run_in_children(0, node_recipes().size() * 4, *shared.progress, run_recipe);
     for (const std::string & crash : crashes) ADD_FAILURE() << crash;
@@ -360,6 +516,7 @@ TEST(OpCheck, WhatTheConstructorsMakeIsAcceptedAndRuns) {
 
 // STRATA_OP_CHECK_SECONDS: for how long; STRATA_OP_CHECK_SEED: from where on (or which one, with 0 seconds).
 TEST(OpCheck, MutatedNodesThatAreAcceptedDoNotCrash) {
+    if (!kNodesCanRun) GTEST_SKIP() << "a debug build";
     const auto number_of = [](const char * name, uint64_t otherwise) {
         const char * text = std::getenv(name);
         return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
@@ -368,7 +525,7 @@ TEST(OpCheck, MutatedNodesThatAreAcceptedDoNotCrash) {
     uint64_t seed = number_of("STRATA_OP_CHECK_SEED", 1);
     const SharedProgress shared;
     const auto until = std::chrono::steady_clock::now() + seconds;
-    uint64_t count = seconds.count() == 0 ? 1 : 2000;
+    const uint64_t count = seconds.count() == 0 ? 1 : 500;
     do {
         for (const std::string & crash : run_in_children(seed, seed + count, *shared.progress, run_seed)) {
             ADD_FAILURE() << crash;

@@ -12,7 +12,8 @@ namespace {
 
 // Kernels count rows and elements of a row in int, and round up to a multiple of the number of threads.
 constexpr int64_t kMaxRows = INT_MAX - (1 << 16);
-constexpr int64_t kMaxElements = int64_t{1} << 40;
+// MUL_MAT counts pieces of 16 x 16 elements in int.
+constexpr int64_t kMaxElements = int64_t{1} << 38;
 constexpr size_t kMaxStride = size_t{1} << 48;
 // How many times as large as its memory a source may be: the windows of a sliding view overlap, and nothing else does.
 // Keeps time and scratch memory in proportion to the memory that a client has.
@@ -110,7 +111,9 @@ std::string shape_text(const ggml_tensor & tensor) {
     return fmt::format("[{}, {}, {}, {}]", tensor.ne[0], tensor.ne[1], tensor.ne[2], tensor.ne[3]);
 }
 
-std::string operand_name(Operand i) { return i == kDst ? "dst" : fmt::format("src{}", i); }
+std::string operand_name(Operand i) {
+    return i == kDst ? "dst" : fmt::format("src{}", i);
+}
 
 bool spans_meet(const ggml_tensor & a, const ggml_tensor & b) {
     const auto start_a = reinterpret_cast<uintptr_t>(a.data);
@@ -123,7 +126,9 @@ bool has_to_float(ggml_type type) {
            (ggml_is_quantized(type) && type != GGML_TYPE_Q8_1 && type != GGML_TYPE_Q8_K);
 }
 
-bool has_vec_dot(ggml_type type) { return has_to_float(type); }
+bool has_vec_dot(ggml_type type) {
+    return has_to_float(type);
+}
 
 bool has_from_float(ggml_type type) {
     switch (type) {
@@ -143,7 +148,8 @@ bool has_from_float(ggml_type type) {
 }
 
 absl::Status check_tensor(const ggml_tensor & tensor, Use use) {
-    if (!known_type(tensor.type)) return absl::InvalidArgumentError(fmt::format("type {}", static_cast<int>(tensor.type)));
+    if (!known_type(tensor.type))
+        return absl::InvalidArgumentError(fmt::format("type {}", static_cast<int>(tensor.type)));
     if (absl::Status status = check_shape(tensor); !status.ok()) return status;
     if (absl::Status status = check_strides(tensor); !status.ok()) return status;
     if (ggml_is_empty(&tensor)) {
@@ -179,8 +185,8 @@ Checker & Checker::f32s(std::initializer_list<Operand> operands) {
 }
 
 Checker & Checker::same_type(Operand i, Operand j) {
-    return that(type(i) == type(j), "{} has type {}, {} has {}", operand_name(i), ggml_type_name(type(i)), operand_name(j),
-                ggml_type_name(type(j)));
+    return that(type(i) == type(j), "{} has type {}, {} has {}", operand_name(i), ggml_type_name(type(i)),
+                operand_name(j), ggml_type_name(type(j)));
 }
 
 Checker & Checker::shape(Operand i, std::array<int64_t, GGML_MAX_DIMS> wanted) {
@@ -195,7 +201,8 @@ Checker & Checker::same_shape(Operand i, Operand j) {
 
 Checker & Checker::same_layout(Operand i, Operand j) {
     same_type(i, j).same_shape(i, j);
-    return that(ggml_are_same_stride(&at(i), &at(j)), "{} and {} differ in their strides", operand_name(i), operand_name(j));
+    return that(ggml_are_same_stride(&at(i), &at(j)), "{} and {} differ in their strides", operand_name(i),
+                operand_name(j));
 }
 
 Checker & Checker::repeats(Operand part, Operand whole) {

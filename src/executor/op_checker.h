@@ -30,17 +30,19 @@ int64_t product(std::initializer_list<int64_t> factors);
 // Whether the bytes of two tensors, from first to last, have one in common.
 bool spans_meet(const ggml_tensor & a, const ggml_tensor & b);
 
-// Types that can be read as rows of floats / be the left side of a dot product / be written from floats. The last are those
-// that llama.cpp offers for its caches: quantising to others looks for a best grid point, which is much code to trust.
+// Types that can be read as rows of floats / be the left side of a dot product / be written from floats. The last are
+// those that llama.cpp offers for its caches: quantising to others looks for a best grid point, which is much code to
+// trust.
 bool has_to_float(ggml_type type);
 bool has_vec_dot(ggml_type type);
 bool has_from_float(ggml_type type);
 
-// Collects the first thing that is wrong with a node, so that a rule reads as a list of what must hold. Sources that a rule
-// names exist; check_op has looked.
+// Collects the first thing that is wrong with a node, so that a rule reads as a list of what must hold. Sources that a
+// rule names exist; check_op has looked.
 class Checker {
-  public:
-    explicit Checker(const ggml_tensor & node) : node_(node) {}
+public:
+    explicit Checker(const ggml_tensor & node)
+        : node_(node) {}
 
     const absl::Status & status() const { return status_; }
 
@@ -71,15 +73,15 @@ class Checker {
     Checker & packed(std::initializer_list<Operand> operands);
     // In one piece, in order. Says nothing of the strides of dimensions of length 1.
     Checker & contiguous(std::initializer_list<Operand> operands);
-    // nb[1] leads from any row to the next one, also over the ends of the higher dimensions. `contiguous` does not say that
-    // of a tensor of shape [n, 1, m].
+    // nb[1] leads from any row to the next one, also over the ends of the higher dimensions. `contiguous` does not say
+    // that of a tensor of shape [n, 1, m].
     Checker & even_rows(std::initializer_list<Operand> operands);
     // nb[0] <= nb[1] <= nb[2] <= nb[3]
     Checker & rising_strides(Operand i);
     // The operand's bytes have nothing in common with the result's.
     Checker & apart_from_dst(Operand i);
 
-  private:
+private:
     void refuse(const std::string & what);
 
     const ggml_tensor & node_;
