@@ -11,6 +11,7 @@
 namespace strata::mesh {
 namespace {
 
+// Views and nodes without elements compute nothing.
 bool runs(const ggml_tensor & node) {
     switch (node.op) {
     case GGML_OP_NONE:
@@ -58,12 +59,12 @@ private:
     absl::StatusOr<uint32_t> place_of(const ggml_tensor & tensor) {
         const auto [place, inserted] = places_.try_emplace(&tensor, captured_->tensors.size());
         if (!inserted) return place->second;
-        if (!is_ours_(tensor)) {
+        if (!ggml_is_empty(&tensor) && !is_ours_(tensor)) {
             return absl::InternalError(fmt::format("tensor '{}' is not in the mesh's memory", tensor.name));
         }
         CapturedGraph::Tensor & leaf = captured_->tensors.emplace_back();
         leaf.wire = to_wire(tensor);
-        leaf.bytes = ggml_nbytes(&tensor);
+        leaf.bytes = ggml_is_empty(&tensor) ? 0 : ggml_nbytes(&tensor);
         const ggml_tensor * root = &tensor;
         while (root->view_src != nullptr) root = root->view_src;
         if (const auto found = places_.find(root); found != places_.end() && root != &tensor) {
@@ -77,7 +78,7 @@ private:
         for (int i = 0; i < GGML_MAX_SRC; ++i) {
             // The second source of CPY is where it writes (ggml_cast even takes the node itself); nothing is read there.
             const bool unread = node.op == GGML_OP_CPY && i > 0;
-            if (node.src[i] == nullptr || unread || ggml_is_empty(node.src[i])) {
+            if (node.src[i] == nullptr || unread) {
                 sources.push_back(wire::GraphTensor::kNone);
                 continue;
             }
@@ -231,6 +232,7 @@ Plan make_plan(const CapturedGraph & graph, const std::vector<size_t> & executor
         absl::flat_hash_map<uint32_t, uint32_t> places;
         RangeSet written, reads, writes;
         const auto read = [&](Segment range) {
+            if (range.bytes == 0) return; // an empty source
             for (const Segment & missing : written.without(range)) reads.add(missing);
         };
         const auto place_of = [&](uint32_t source) {
