@@ -2,7 +2,6 @@
 #include "engine/driver.h"
 #include "engine/driver_limits.h"
 #include "mesh/directory.h"
-#include "mesh/directory.h"
 
 #include <fmt/format.h>
 

@@ -49,8 +49,7 @@ absl::StatusOr<std::unique_ptr<Driver>> Driver::open(std::string_view model, Dri
         options.device = mesh->name();
     }
     STRATA_ASSIGN_OR_RETURN(auto host, ServerHost::load(options, source.first_file()));
-    return std::unique_ptr<Driver>(
-        new Driver(std::move(source), std::move(options), std::move(mesh), std::move(host)));
+    return std::unique_ptr<Driver>(new Driver(std::move(source), std::move(options), std::move(mesh), std::move(host)));
 }
 
 Driver::Driver(ModelSource source, DriverOptions options, std::unique_ptr<MeshDevice> mesh,

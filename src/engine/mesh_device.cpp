@@ -22,8 +22,8 @@ wire::Network & network() {
 
 } // namespace
 
-absl::StatusOr<std::unique_ptr<MeshDevice>> MeshDevice::open(const std::vector<std::string> & on,
-                                                             const std::vector<double> & split, std::string_view model) {
+absl::StatusOr<std::unique_ptr<MeshDevice>>
+MeshDevice::open(const std::vector<std::string> & on, const std::vector<double> & split, std::string_view model) {
     STRATA_RETURN_IF_ERROR(start_runtime());
     mesh::LaneOptions options;
     for (const std::string & text : on) {

@@ -15,8 +15,8 @@ class Lane;
 
 namespace strata::engine {
 
-// A device of ggml whose layers run on executors. ggml's devices live as long as the process: what ends with this are its
-// connections.
+// A device of ggml whose layers run on executors. ggml's devices live as long as the process: what ends with this are
+// its connections.
 class MeshDevice {
 public:
     // on: addresses of executors. split: their shares of the model, or none.

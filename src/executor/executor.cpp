@@ -13,7 +13,8 @@ namespace {
 constexpr uint64_t kPieceBytes = uint64_t{4} << 20;
 
 absl::Status unexpected(const wire::Frame & frame) {
-    return absl::InvalidArgumentError(fmt::format("an unexpected frame of type {}", static_cast<int>(frame.header.type)));
+    return absl::InvalidArgumentError(
+        fmt::format("an unexpected frame of type {}", static_cast<int>(frame.header.type)));
 }
 
 } // namespace
@@ -37,7 +38,8 @@ public:
             if (const auto session = executor_->session(head.token)) return session->on_push(head.tag, frame, body);
             return absl::OkStatus();
         }
-        if (role_ == wire::Role::kPeer && frame.header.type == wire::FrameType::kWeightRequest) return send_weight(body);
+        if (role_ == wire::Role::kPeer && frame.header.type == wire::FrameType::kWeightRequest)
+            return send_weight(body);
         return unexpected(frame);
     }
 
@@ -52,8 +54,9 @@ private:
         if (frame.header.type != wire::FrameType::kHello) return unexpected(frame);
         STRATA_ASSIGN_OR_RETURN(const wire::Hello hello, wire::Hello::decode(frame.body()));
         if (hello.build != executor_->options_.build) {
-            return absl::FailedPreconditionError(fmt::format("this executor is {}, not {}: all engines of a lane are of one build",
-                                                             executor_->options_.build, printable(hello.build)));
+            return absl::FailedPreconditionError(
+                fmt::format("this executor is {}, not {}: all engines of a lane are of one build",
+                            executor_->options_.build, printable(hello.build)));
         }
         role_ = hello.role;
         if (role_ == wire::Role::kDriver) {
@@ -174,7 +177,8 @@ std::vector<uint8_t> Executor::welcome() const {
     return welcome.encode();
 }
 
-// ----------------------------------------------------------------------------------------------------------------- peers
+// -----------------------------------------------------------------------------------------------------------------
+// peers
 
 absl::StatusOr<std::shared_ptr<wire::Channel>> Executor::peer(const std::string & address) {
     const std::lock_guard lock(mutex_);
@@ -253,8 +257,8 @@ absl::Status Executor::on_weight(const wire::Frame & frame) {
         if (fetch == fetches_.end() || fetch->second.receiver == nullptr) return absl::OkStatus();
         receiver = std::move(fetch->second.receiver);
     }
-    const auto whole = head.total_bytes == 0 ? absl::NotFoundError("it does not have the weight")
-                                             : receiver->add(head.offset, data);
+    const auto whole =
+        head.total_bytes == 0 ? absl::NotFoundError("it does not have the weight") : receiver->add(head.offset, data);
     if (!whole.ok()) {
         fetch_failed(head.digest, whole.status());
         return absl::OkStatus();
@@ -289,8 +293,9 @@ void Executor::fetch_failed(const Digest & digest, const absl::Status & reason) 
         fetch.receiver = weights_.receive(digest, fetch.bytes);
         more = !fetch.sources.empty();
         if (!more) {
-            fetch.failed = absl::UnavailableError(
-                fmt::format("no source gave weight {}; the last, {}: {}", digest.to_string(), source, std::string(reason.message())));
+            fetch.failed =
+                absl::UnavailableError(fmt::format("no source gave weight {}; the last, {}: {}", digest.to_string(),
+                                                   source, std::string(reason.message())));
         }
     }
     if (more) return request_piece(digest);

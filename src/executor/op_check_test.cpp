@@ -131,7 +131,8 @@ TEST(OpCheck, AcceptsTrainingGraphs) {
     EXPECT_GT(ggml_graph_n_nodes(graph), 2 * forward_nodes);
     for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
         const ggml_tensor * node = ggml_graph_node(graph, i);
-        if (!computes_nothing(*node)) EXPECT_EQ(check_op(*node), absl::OkStatus()) << i;
+        if (computes_nothing(*node)) continue;
+        EXPECT_EQ(check_op(*node), absl::OkStatus()) << i;
     }
 }
 
@@ -300,7 +301,6 @@ const Hostile kHostile[] = {
     {"concat 0", [](OwnedNode & n) { n.node().op_params[0] = 4; }, "along dimension 4"},
     {"concat 0", [](OwnedNode & n) { n.tensors[1].ne[3] = 0; }, "do not make"},
     {"top_k", [](OwnedNode & n) { n.node().ne[0] = 41, make_contiguous(n.node()); }, "the first 41 of 40"},
-    {"cpy F32 to Q4_0", [](OwnedNode & n) { n.node().src[1] = n.node().src[0]; }, "src1 has type"},
     {"im2col 2d", [](OwnedNode & n) { n.tensors[2].nb[1] = 4; }, "not side by side"},
     {"ssm_scan Mamba 2",
      [](OwnedNode & n) {

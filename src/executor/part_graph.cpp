@@ -132,7 +132,8 @@ void PartGraph::place_weights(const DeviceTraits & device) {
         for (ggml_backend_buffer_type_t buft : device.extra_bufts) {
             int users = 0;
             const bool all = std::all_of(graph_->nodes, graph_->nodes + graph_->n_nodes, [&](const ggml_tensor * node) {
-                if (std::find(node->src, node->src + GGML_MAX_SRC, leaf.tensor) == node->src + GGML_MAX_SRC) return true;
+                if (std::find(node->src, node->src + GGML_MAX_SRC, leaf.tensor) == node->src + GGML_MAX_SRC)
+                    return true;
                 ++users;
                 const bool first_only =
                     node->src[0] == leaf.tensor &&

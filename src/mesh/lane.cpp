@@ -57,16 +57,18 @@ std::vector<std::vector<Segment>> in_pieces(const std::vector<Segment> & segment
 }
 
 void append(std::vector<Segment> & segments, Segment segment) {
-    if (!segments.empty() && segments.back().end() == segment.address) segments.back().bytes += segment.bytes;
-    else segments.push_back(segment);
+    if (!segments.empty() && segments.back().end() == segment.address)
+        segments.back().bytes += segment.bytes;
+    else
+        segments.push_back(segment);
 }
 
 } // namespace
 
 absl::StatusOr<std::unique_ptr<Lane>> Lane::open(wire::Network & network, LaneOptions options) {
     if (options.executors.empty() || options.executors.size() > kMaxExecutors) {
-        return absl::InvalidArgumentError(fmt::format("a mesh has 1 to {} executors, not {}", kMaxExecutors,
-                                                      options.executors.size()));
+        return absl::InvalidArgumentError(
+            fmt::format("a mesh has 1 to {} executors, not {}", kMaxExecutors, options.executors.size()));
     }
     if (!options.split.empty() && options.split.size() != options.executors.size()) {
         return absl::InvalidArgumentError(
@@ -154,7 +156,8 @@ std::string Lane::description() const {
     return fmt::format("mesh of {}", fmt::join(options_.executors, ", "));
 }
 
-// --------------------------------------------------------------------------------------------------------------- memory
+// ---------------------------------------------------------------------------------------------------------------
+// memory
 
 const Lane::Buffer & Lane::allocate(uint64_t bytes) {
     const std::lock_guard lock(mutex_);
@@ -285,7 +288,9 @@ void Lane::put_copy(uint64_t to, Segment from) {
         Directory::Entry entry;
     };
     std::vector<Piece> pieces;
-    directory_.visit(from, [&](Segment segment, const Directory::Entry & entry) { pieces.push_back({segment, entry}); });
+    directory_.visit(from, [&](Segment segment, const Directory::Entry & entry) {
+        pieces.push_back({segment, entry});
+    });
     for (const Piece & piece : pieces) {
         const Segment target{to + (piece.from.address - from.address), piece.from.bytes};
         if (piece.entry.bytes != nullptr) {
@@ -365,7 +370,8 @@ absl::Status Lane::synchronize() {
     }
 }
 
-// ------------------------------------------------------------------------------------------------------------- bindings
+// -------------------------------------------------------------------------------------------------------------
+// bindings
 
 // Runs of layers of about equal bytes, in order.
 void Lane::bind_by_size() {
@@ -416,7 +422,8 @@ size_t Lane::anchor(const CapturedGraph::Tensor & tensor) const {
     auto placed = placed_.upper_bound(tensor.wire.address);
     if (placed == placed_.begin()) return kAnywhere;
     --placed;
-    if (tensor.wire.address - placed->first >= placed->second.bytes || placed->second.layer == kNoLayer) return kAnywhere;
+    if (tensor.wire.address - placed->first >= placed->second.bytes || placed->second.layer == kNoLayer)
+        return kAnywhere;
     return executor_of(placed->second.layer);
 }
 
@@ -473,7 +480,8 @@ std::vector<Lane::PartStatus> Lane::parts() const {
     return parts;
 }
 
-// --------------------------------------------------------------------------------------------------------------- graphs
+// ---------------------------------------------------------------------------------------------------------------
+// graphs
 
 absl::StatusOr<Lane::Captured *> Lane::captured(const ggml_cgraph & graph) {
     const auto is_ours = [&](const ggml_tensor & tensor) { return buffer_at(address_of(tensor)) != nullptr; };
@@ -564,8 +572,10 @@ void Lane::bring(const std::vector<Segment> & ranges, size_t executor) {
     for (const Segment & range : ranges) {
         directory_.visit(range, [&](Segment piece, const Directory::Entry & entry) {
             if ((entry.holders & holder(executor)) != 0) return;
-            if (entry.bytes != nullptr) own.push_back({piece, entry});
-            else if (entry.holders != 0) append(others[static_cast<size_t>(std::countr_zero(entry.holders))], piece);
+            if (entry.bytes != nullptr)
+                own.push_back({piece, entry});
+            else if (entry.holders != 0)
+                append(others[static_cast<size_t>(std::countr_zero(entry.holders))], piece);
         });
     }
     for (const Own & piece : own) {
@@ -606,15 +616,18 @@ absl::Status Lane::bring_weight(uint64_t address, size_t executor) {
     return absl::OkStatus();
 }
 
-// ----------------------------------------------------------------------------------------------------------------- loss
+// -----------------------------------------------------------------------------------------------------------------
+// loss
 
 // Until it works with those that are left, or nothing can be done.
 absl::Status Lane::mend() {
     absl::Status status = status_locked();
     while (failed_.ok() && !status.ok()) {
         status = mend_once();
-        if (status.ok()) status = status_locked();
-        else if (status_locked().ok()) failed_ = status; // nobody else was lost: trying again won't help
+        if (status.ok())
+            status = status_locked();
+        else if (status_locked().ok())
+            failed_ = status; // nobody else was lost: trying again won't help
     }
     return status;
 }
@@ -636,9 +649,10 @@ absl::Status Lane::mend_once() {
         return failed_;
     }
     if (!journal_.complete()) {
-        failed_ = absl::UnavailableError(fmt::format("{}; the journal has no room for all since the beginning, so it can't "
-                                                     "be done again elsewhere",
-                                                     std::string(reason.message())));
+        failed_ =
+            absl::UnavailableError(fmt::format("{}; the journal has no room for all since the beginning, so it can't "
+                                               "be done again elsewhere",
+                                               std::string(reason.message())));
         return failed_;
     }
     for (const size_t i : left) links_[i]->skip_pushes(next_tag_);

@@ -1,15 +1,13 @@
-// A lane over executors in this process, on real sockets. The work is a small recurrent model: each step changes state that
-// the next one needs, so that anything that is lost, repeated or out of order shows in all results after it.
-#include "mesh/lane.h"
-
+// A lane over executors in this process, on real sockets. The work is a small recurrent model: each step changes state
+// that the next one needs, so that anything that is lost, repeated or out of order shows in all results after it.
 #include "executor/executor.h"
 #include "mesh/backend.h"
+#include "mesh/lane.h"
 #include "wire/tcp.h"
 
 #include <fmt/format.h>
 #include <ggml-alloc.h>
 #include <ggml-cpp.h>
-#include <ggml-cpu.h>
 #include <gtest/gtest.h>
 
 #include <random>
@@ -45,12 +43,17 @@ struct Machine {
     void die() { network.reset(); }
 };
 
-// kLayers blocks: x = x + W·x, a row of the layer's cache is set, the cache is summed in, and a running state is updated.
+// kLayers blocks: x = x + W·x, a row of the layer's cache is set, the cache is summed in, and a running state is
+// updated.
 class Model {
 public:
     explicit Model(ggml_backend_dev_t device)
         : backend_(ggml_backend_dev_init(device, nullptr)) {
-        if (ggml_backend_is_cpu(backend_.get())) ggml_backend_cpu_set_n_threads(backend_.get(), 1);
+        ggml_backend_reg_t registry = ggml_backend_dev_backend_reg(device);
+        if (const auto set = reinterpret_cast<ggml_backend_set_n_threads_t>(
+                ggml_backend_reg_get_proc_address(registry, "ggml_backend_set_n_threads"))) {
+            set(backend_.get(), 1);
+        }
         std::mt19937 random(1);
         std::uniform_real_distribution<float> values(-0.1F, 0.1F);
         ggml_backend_buffer_type_t buft = ggml_backend_dev_buffer_type(device);
@@ -91,8 +94,8 @@ public:
             x = ggml_add(context.get(), x, ggml_mul_mat(context.get(), weights_[i], x));
             x = ggml_rms_norm(context.get(), x, 1e-5F);
             ggml_build_forward_expand(graph, ggml_set_rows(context.get(), caches_[i], x, row));
-            ggml_tensor * all = ggml_cont(context.get(), ggml_transpose(context.get(),
-                                                                         ggml_cast(context.get(), caches_[i], GGML_TYPE_F32)));
+            ggml_tensor * all = ggml_cont(
+                context.get(), ggml_transpose(context.get(), ggml_cast(context.get(), caches_[i], GGML_TYPE_F32)));
             ggml_tensor * sums = ggml_reshape_1d(context.get(), ggml_sum_rows(context.get(), all), kWidth);
             ggml_tensor * next = ggml_scale(context.get(), ggml_add(context.get(), states_[i], sums), 0.5F);
             x = ggml_add(context.get(), x, next);
@@ -102,7 +105,8 @@ public:
         ggml_build_forward_expand(graph, x);
         if (!ggml_gallocr_alloc_graph(allocator_.get(), graph)) return {};
         std::vector<float> numbers(kWidth);
-        for (int64_t i = 0; i < kWidth; ++i) numbers[static_cast<size_t>(i)] = std::sin(static_cast<float>(number * 7 + i));
+        for (int64_t i = 0; i < kWidth; ++i)
+            numbers[static_cast<size_t>(i)] = std::sin(static_cast<float>(number * 7 + i));
         const int64_t where = number % kRows;
         ggml_backend_tensor_set(input, numbers.data(), 0, ggml_nbytes(input));
         ggml_backend_tensor_set(row, &where, 0, sizeof(where));

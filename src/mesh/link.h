@@ -44,8 +44,8 @@ public:
 
     // A read whose answer goes to `to`, piece by piece.
     void add_read(const std::vector<wire::Segment> & from, std::vector<std::span<uint8_t>> to);
-    bool reads_pending() const;       // signal's mutex held
-    absl::Status status() const;      // OK while the connection stands
+    bool reads_pending() const;  // signal's mutex held
+    absl::Status status() const; // OK while the connection stands
     absl::Status status_locked() const { return closed_; }
 
     // Binds a weight and sees to it that the executor gets its bytes: waits for its answer.

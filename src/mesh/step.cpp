@@ -18,8 +18,10 @@ bool runs(const ggml_tensor & node) {
     case GGML_OP_VIEW:
     case GGML_OP_RESHAPE:
     case GGML_OP_PERMUTE:
-    case GGML_OP_TRANSPOSE: return false;
-    default: return (node.flags & GGML_TENSOR_FLAG_COMPUTE) != 0 && !ggml_is_empty(&node);
+    case GGML_OP_TRANSPOSE:
+        return false;
+    default:
+        return (node.flags & GGML_TENSOR_FLAG_COMPUTE) != 0 && !ggml_is_empty(&node);
     }
 }
 
@@ -76,7 +78,8 @@ private:
     absl::Status add_node(const ggml_tensor & node) {
         std::vector<uint32_t> sources;
         for (int i = 0; i < GGML_MAX_SRC; ++i) {
-            // The second source of CPY is where it writes (ggml_cast even takes the node itself); nothing is read there.
+            // The second source of CPY is where it writes (ggml_cast even takes the node itself); nothing is read
+            // there.
             const bool unread = node.op == GGML_OP_CPY && i > 0;
             if (node.src[i] == nullptr || unread) {
                 sources.push_back(wire::GraphTensor::kNone);
@@ -164,8 +167,8 @@ CapturedGraph::capture(const ggml_cgraph & graph, const std::function<bool(const
     return Capture(graph, is_ours).run();
 }
 
-std::vector<size_t> assign(const CapturedGraph & graph, const std::function<size_t(const CapturedGraph::Tensor &)> & anchor,
-                           size_t fallback) {
+std::vector<size_t> assign(const CapturedGraph & graph,
+                           const std::function<size_t(const CapturedGraph::Tensor &)> & anchor, size_t fallback) {
     const auto & tensors = graph.tensors;
     std::vector<size_t> executors(tensors.size(), kAnywhere);
     const auto anchor_of = [&](size_t node) {
@@ -183,8 +186,8 @@ std::vector<size_t> assign(const CapturedGraph & graph, const std::function<size
         const size_t executor = anchor_of(i);
         if (executor == kAnywhere) continue;
         if (current == kAnywhere || current == executor) {
-            std::fill(executors.begin() + static_cast<ptrdiff_t>(begin), executors.begin() + static_cast<ptrdiff_t>(i) + 1,
-                      executor);
+            std::fill(executors.begin() + static_cast<ptrdiff_t>(begin),
+                      executors.begin() + static_cast<ptrdiff_t>(i) + 1, executor);
         } else {
             size_t cut = i; // the first tensor on the new side
             for (size_t place = i; place-- > begin;) {
@@ -192,8 +195,8 @@ std::vector<size_t> assign(const CapturedGraph & graph, const std::function<size
             }
             std::fill(executors.begin() + static_cast<ptrdiff_t>(begin),
                       executors.begin() + static_cast<ptrdiff_t>(cut), current);
-            std::fill(executors.begin() + static_cast<ptrdiff_t>(cut), executors.begin() + static_cast<ptrdiff_t>(i) + 1,
-                      executor);
+            std::fill(executors.begin() + static_cast<ptrdiff_t>(cut),
+                      executors.begin() + static_cast<ptrdiff_t>(i) + 1, executor);
         }
         current = executor;
         begin = i + 1;

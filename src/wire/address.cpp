@@ -29,7 +29,8 @@ absl::StatusOr<Address> Address::parse(std::string_view text, uint16_t default_p
     }
     if (address.host.empty()) return bad("the host is missing");
     for (const char c : address.host) {
-        if (std::isalnum(static_cast<unsigned char>(c)) == 0 && std::string_view(".-_:%").find(c) == std::string_view::npos)
+        if (std::isalnum(static_cast<unsigned char>(c)) == 0 &&
+            std::string_view(".-_:%").find(c) == std::string_view::npos)
             return bad("a host is letters, digits, '.', '-'");
     }
     if (port.empty()) {

@@ -55,7 +55,8 @@ absl::Status resolve(const Address & address, bool passive, AddressList & list) 
     hints.ai_flags = passive ? AI_PASSIVE : 0;
     const int error = getaddrinfo(address.host.c_str(), std::to_string(address.port).c_str(), &hints, &list.first);
     if (error != 0) {
-        return absl::UnavailableError(fmt::format("cannot resolve {}: {}", printable(address.host), gai_strerror(error)));
+        return absl::UnavailableError(
+            fmt::format("cannot resolve {}: {}", printable(address.host), gai_strerror(error)));
     }
     return absl::OkStatus();
 }
@@ -139,7 +140,8 @@ private:
     std::atomic<uint64_t> bytes_in_ = 0, bytes_out_ = 0, frames_in_ = 0, frames_out_ = 0;
 };
 
-// ---------------------------------------------------------------------------------------------------------------- sending
+// ----------------------------------------------------------------------------------------------------------------
+// sending
 
 void TcpChannel::send(FrameHeader header, std::span<const std::span<const uint8_t>> body) {
     size_t body_bytes = 0;
@@ -254,7 +256,8 @@ void TcpChannel::set_closing(const absl::Status & status) {
     if (fd_.valid()) shutdown(fd_.get(), SHUT_WR); // the reading thread does the rest
 }
 
-// ---------------------------------------------------------------------------------------------------------------- reading
+// ----------------------------------------------------------------------------------------------------------------
+// reading
 
 void TcpChannel::run() {
     absl::Status status = accepted_ ? absl::OkStatus() : connect_now();
@@ -298,8 +301,10 @@ absl::Status TcpChannel::connect_now() {
                     if (closing_) return reason_;
                 }
                 socklen_t size = sizeof(error);
-                if (poll_fd.revents == 0) error = ETIMEDOUT;
-                else getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &size);
+                if (poll_fd.revents == 0)
+                    error = ETIMEDOUT;
+                else
+                    getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &size);
             }
         }
         if (error != 0) {
@@ -357,10 +362,10 @@ absl::Status TcpChannel::read_frames() {
                                              SteadyClock::now() + patience, "frame"));
             end += got;
         }
-        STRATA_ASSIGN_OR_RETURN(
-            const FrameHeader header,
-            FrameHeader::decode(std::span<const uint8_t, FrameHeader::kBytes>(buffer.get() + begin, FrameHeader::kBytes),
-                                handler_->max_body_bytes()));
+        STRATA_ASSIGN_OR_RETURN(const FrameHeader header,
+                                FrameHeader::decode(std::span<const uint8_t, FrameHeader::kBytes>(buffer.get() + begin,
+                                                                                                  FrameHeader::kBytes),
+                                                    handler_->max_body_bytes()));
         begin += FrameHeader::kBytes;
         Frame frame{header, std::shared_ptr<uint8_t[]>(new uint8_t[header.body_bytes])};
         const size_t there = std::min<size_t>(header.body_bytes, end - begin);
@@ -369,10 +374,9 @@ absl::Status TcpChannel::read_frames() {
         if (there < header.body_bytes) {
             const size_t rest = header.body_bytes - there;
             size_t got = 0;
-            STRATA_RETURN_IF_ERROR(
-                read_some(frame.storage.get() + there, rest, rest, got,
-                          SteadyClock::now() + kFrameTimeout + std::chrono::seconds(rest / kMinBytesPerSecond),
-                          "whole frame"));
+            STRATA_RETURN_IF_ERROR(read_some(
+                frame.storage.get() + there, rest, rest, got,
+                SteadyClock::now() + kFrameTimeout + std::chrono::seconds(rest / kMinBytesPerSecond), "whole frame"));
         }
         frames_in_.fetch_add(1, std::memory_order_relaxed);
         patience = kSilenceTimeout;
@@ -397,7 +401,8 @@ void TcpChannel::drain() {
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------------- network
+// ----------------------------------------------------------------------------------------------------------------
+// network
 
 TcpNetwork::TcpNetwork()
     : wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
@@ -419,7 +424,7 @@ TcpNetwork::~TcpNetwork() {
 
 void TcpNetwork::wake() {
     const uint64_t one = 1;
-    (void) !write(wake_fd_.get(), &one, sizeof(one));
+    (void)!write(wake_fd_.get(), &one, sizeof(one));
 }
 
 bool TcpNetwork::start(const std::shared_ptr<TcpChannel> & channel) {
@@ -432,7 +437,8 @@ bool TcpNetwork::start(const std::shared_ptr<TcpChannel> & channel) {
 absl::StatusOr<std::shared_ptr<Channel>> TcpNetwork::connect(const std::string & address,
                                                              std::shared_ptr<ChannelHandler> handler) {
     auto channel = std::make_shared<TcpChannel>(*this, address, UniqueFd());
-    if (!start(channel)) return absl::ResourceExhaustedError(fmt::format("no more than {} connections", kMaxConnections));
+    if (!start(channel))
+        return absl::ResourceExhaustedError(fmt::format("no more than {} connections", kMaxConnections));
     channel->start(std::move(handler));
     return channel;
 }
@@ -448,7 +454,8 @@ absl::StatusOr<std::string> TcpNetwork::listen(const std::string & text, std::sh
     UniqueFd fd(socket(list.first->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
     const int on = 1;
     setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-    if (!fd.valid() || bind(fd.get(), list.first->ai_addr, list.first->ai_addrlen) != 0 || ::listen(fd.get(), 64) != 0) {
+    if (!fd.valid() || bind(fd.get(), list.first->ai_addr, list.first->ai_addrlen) != 0 ||
+        ::listen(fd.get(), 64) != 0) {
         return errno_status(errno, "cannot listen on", address.to_string());
     }
     sockaddr_storage bound{};
@@ -506,7 +513,7 @@ void TcpNetwork::attend() {
         }
         poll(fds.data(), fds.size(), static_cast<int>(kTick.count()));
         uint64_t count = 0;
-        (void) !read(wake_fd_.get(), &count, sizeof(count));
+        (void)!read(wake_fd_.get(), &count, sizeof(count));
         for (const auto & channel : all) channel->flush();
     }
 }
