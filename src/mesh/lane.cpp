@@ -379,6 +379,8 @@ void Lane::bind_by_size() {
     for (const auto & [address, placed] : placed_) {
         if (placed.layer != kNoLayer) sizes[placed.layer] += placed.bytes;
     }
+    // A prompt's tokens go through every block, only its last one through the tail; a generated one through both.
+    if (const auto tail = sizes.find(kTail); tail != sizes.end()) tail->second /= 4;
     const size_t parts = options_.cuts > 0 ? options_.cuts + 1 : links_.size();
     std::vector<double> shares = options_.split;
     if (shares.empty() || options_.cuts > 0) shares.assign(parts, 1.0);
