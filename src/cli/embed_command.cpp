@@ -91,7 +91,7 @@ void print_similarities(const Context & context, const std::vector<std::string> 
         for (const double value : rows[i]) row.push_back(fmt::format("{:.3f}", value));
         table.add(std::move(row));
     }
-    fmt::print("{}", table.render(context.output));
+    context.output.text(table.render(context.output));
 }
 
 absl::StatusOr<std::string> ask(Client & client, const std::string & model, const std::vector<std::string> & texts) {
@@ -121,7 +121,7 @@ absl::StatusOr<int> embed(const Context & context, const EmbedOptions & options)
 
     STRATA_ASSIGN_OR_RETURN(Client client, context.client_or_start());
     STRATA_ASSIGN_OR_RETURN(const std::string model, model_for(context, client, options.model));
-    STRATA_RETURN_IF_ERROR(load_model(context, client, {.model = model, .on = {}, .split = {}}));
+    STRATA_RETURN_IF_ERROR(load_model(context, client, {model}));
     STRATA_ASSIGN_OR_RETURN(const std::string answer, ask(client, model, texts));
     STRATA_ASSIGN_OR_RETURN(const std::vector<Vector> vectors, read_embeddings(answer, texts.size()));
 

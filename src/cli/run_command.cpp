@@ -30,7 +30,7 @@ struct RunOptions {
     std::string system;
     ChatOptions chat;
     std::string json_schema_file;
-    int32_t context_tokens = 0;
+    std::optional<int32_t> context_tokens;
     std::vector<std::string> on;
     std::vector<double> split;
     bool keep = false;
@@ -60,8 +60,7 @@ public:
         if (shown.empty()) return;
         at_line_start_ = shown.back() == '\n';
         shown = output_.out_style(thinking ? Style::kDim : Style::kPlain, shown);
-        std::fwrite(shown.data(), 1, shown.size(), stdout);
-        std::fflush(stdout);
+        output_.text(shown);
     }
 
     // An answer ends with a newline, whether the model gave one or not.
@@ -197,6 +196,17 @@ absl::StatusOr<int> run(const Context & context, const RunOptions & options) {
     return converse(context, client, conversation, model);
 }
 
+// CLI::Range takes "nan", which is neither below nor above anything.
+CLI::Validator between(double low, double high) {
+    return CLI::Validator(
+        [low, high](const std::string & text) {
+            double value = 0;
+            const bool fits = CLI::detail::lexical_cast(text, value) && value >= low && value <= high;
+            return fits ? std::string() : fmt::format("{} is no number from {} to {}", safe_text(text), low, high);
+        },
+        "");
+}
+
 } // namespace
 
 void add_run_command(Commands & commands) {
@@ -215,10 +225,10 @@ void add_run_command(Commands & commands) {
     app.add_option("PROMPT", options->prompt, "The question; several words need no quotes");
     app.add_option("--system", options->system, "The system prompt")->type_name("TEXT");
     app.add_option("--temperature", options->chat.temperature, "0 for the likeliest token; default: the model's")
-        ->check(CLI::Range(0.0, 100.0).description(""))
+        ->check(between(0, 100))
         ->type_name("X");
     app.add_option("--top-p", options->chat.top_p, "Only the likeliest tokens that have this probability together")
-        ->check(CLI::Range(0.0, 1.0).description(""))
+        ->check(between(0, 1))
         ->type_name("X");
     app.add_option("--max-tokens", options->chat.max_tokens, "Length of the answer at most")
         ->check(CLI::Range(int64_t{1}, int64_t{INT32_MAX}).description(""))
@@ -233,8 +243,8 @@ void add_run_command(Commands & commands) {
     app.add_option("--json-schema", options->json_schema_file, "The answer is JSON that matches the schema in FILE")
         ->type_name("FILE");
     app.add_option("--context", options->context_tokens,
-                   "Tokens that a conversation may have; reloads the model, which keeps it")
-        ->check(CLI::Range(int32_t{1}, INT32_MAX).description(""))
+                   "Tokens that a conversation may have; reloads the model, which keeps it; 0: the default again")
+        ->check(CLI::Range(int32_t{0}, INT32_MAX).description(""))
         ->type_name("N");
     app.add_option("--on", options->on,
                    "Run the layers on these executors (`strata-engine executor`); reloads the model, which keeps it")

@@ -15,9 +15,9 @@ using std::chrono::steady_clock;
 
 namespace {
 
-void send_error(Request & request, int status, std::string_view message, std::string_view type = {}) {
+void send_error(Request & request, int status, std::string_view message, const ErrorDetails & details = {}) {
     request.sink->on_head(status, "application/json; charset=utf-8");
-    request.sink->on_data(error_body(request.path, status, message, type));
+    request.sink->on_data(error_body(request.path, status, message, details));
 }
 
 // Speed of what was done between two looks; the last one while nothing was.
@@ -105,7 +105,7 @@ RequestQueue::Tokens Driver::answer(Request & request, RequestQueue::Admission &
             const auto message = checked.status().message();
             const bool too_long = checked.status().code() == absl::StatusCode::kOutOfRange;
             send_error(request, 400, std::string_view(message.data(), message.size()),
-                       too_long ? "exceed_context_size_error" : "");
+                       {too_long ? "exceed_context_size_error" : "", field_of(checked.status())});
             return {};
         }
         width = checked->width;
