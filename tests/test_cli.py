@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from conftest import BIN, SMOLLM2, wait_until
+from conftest import BIN, SMOLLM2, Daemon, wait_until
 
 GREEDY = ("--temperature", "0", "--max-tokens", "12")
 
@@ -99,6 +99,36 @@ def test_ps_without_a_daemon_says_so(tmp_path):
     env = {**os.environ, "STRATA_HOME": str(tmp_path / "home")}
     done = subprocess.run([str(BIN / "strata"), "ps"], env=env, capture_output=True, text=True, timeout=30)
     assert "strata serve" in done.stdout + done.stderr
+
+
+def test_serve_json_logs_json_lines(tmp_path):
+    env = {**os.environ, "STRATA_HOME": str(tmp_path / "home")}
+    serve = (str(BIN / "strata"), "--json", "serve", "--listen")
+    daemon = subprocess.Popen([*serve, "127.0.0.1:0"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = json.loads(daemon.stdout.readline())
+    assert first["level"] == "info" and "serves" in first["message"] and first["time"].endswith("Z")
+    daemon.send_signal(signal.SIGTERM)
+    out, err = daemon.communicate(timeout=60)
+    assert daemon.returncode == 0 and err == ""
+    assert all(json.loads(line)["message"] for line in out.splitlines())
+    wrong = subprocess.run([*serve, "nonsense"], env=env, capture_output=True, text=True, timeout=60)
+    assert wrong.returncode == 2 and json.loads(wrong.stdout)["error"]["code"] == "invalid_argument"
+
+
+def test_a_daemon_killed_during_an_import_is_explained(tmp_path):
+    engine = tmp_path / "engine"
+    begun = tmp_path / "begun"
+    engine.write_text(f"#!/bin/sh\ntouch '{begun}'\nexec sleep 20\n")
+    engine.chmod(0o755)
+    daemon = Daemon(tmp_path / "home", "--engine", str(engine)).start()
+    importing = subprocess.Popen([str(BIN / "strata"), "import", str(SMOLLM2)], env=daemon.env, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(begun.exists, what="the job")
+    finally:
+        daemon.stop(signal.SIGKILL)
+    _, err = importing.communicate(timeout=60)
+    assert importing.returncode == 1 and err.startswith("strata: the daemon ended while it worked on this; run"), err
 
 
 class Terminal:

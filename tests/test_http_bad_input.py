@@ -155,7 +155,8 @@ class TestHttp:
 def test_parameters_without_sense_are_refused_by_name(node, bad):
     r = httpx.post(f"{node.url}/v1/chat/completions", json={**chat("Hi", max_tokens=4), **bad}, timeout=120)
     assert r.status_code == 400, r.text
-    assert error_of(r).startswith(next(iter(bad))) and r.json()["error"]["type"] == "invalid_request_error"
+    error, field = r.json()["error"], next(iter(bad))
+    assert error["message"].startswith(field) and error["param"] == field and error["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize("odd", [

@@ -189,6 +189,7 @@ def test_skopeo_reads_the_store(daemon, tmp_path):
     weights = [layer["digest"] for layer in manifest["layers"]
                if layer["mediaType"] == "application/vnd.cncf.model.weight.v1.raw"]
     assert weights == [layer["digest"] for layer in shown["layers"]]
+    assert shown["model"]["embeds"]
     copy = tmp_path / "copy"
     subprocess.run(["skopeo", "copy", f"oci:{store}:minilm:latest", f"oci:{copy}:minilm:latest"], check=True, capture_output=True)
     # And back: what skopeo wrote is imported with the same digests.

@@ -193,6 +193,8 @@ typedef struct strata_driver_options {
     strata_progress_fn progress;
     void * user;
     bool verify; /* hash before use every blob whose file changed since it was hashed last */
+    const char * const * on; /* NULL-terminated, executors ("host:port") that run the layers; NULL: none */
+    const double * split;    /* as many as `on`: their shares of the model; NULL: equal ones */
 } strata_driver_options;
 
 /* Loads; one driver at a time loads in a process. */

@@ -19,10 +19,20 @@ TEST(ApiError, HasTheShapeOfTheApi) {
 }
 
 TEST(ApiError, AGivenTypeIsOpenAIsOnly) {
-    const auto openai = nlohmann::json::parse(error_body("/completion", 400, "x", "exceed_context_size_error"));
+    const auto openai =
+        nlohmann::json::parse(error_body("/completion", 400, "x", {.type = "exceed_context_size_error"}));
     EXPECT_EQ(openai["error"]["type"], "exceed_context_size_error");
-    const auto anthropic = nlohmann::json::parse(error_body("/v1/messages", 400, "x", "exceed_context_size_error"));
+    const auto anthropic =
+        nlohmann::json::parse(error_body("/v1/messages", 400, "x", {.type = "exceed_context_size_error"}));
     EXPECT_EQ(anthropic["error"]["type"], "invalid_request_error");
+}
+
+TEST(ApiError, TheFieldAtFaultIsOpenAIsParam) {
+    const absl::Status status = about_field(absl::InvalidArgumentError("n must be 1"), "n");
+    const std::string field = field_of(status);
+    EXPECT_EQ(nlohmann::json::parse(error_body("/completion", 400, "x", {.param = field}))["error"]["param"], "n");
+    EXPECT_EQ(field_of(absl::InvalidArgumentError("x")), "");
+    EXPECT_TRUE(about_field(absl::OkStatus(), "n").ok());
 }
 
 TEST(ApiError, BytesThatAreNotUtf8AreReplaced) {

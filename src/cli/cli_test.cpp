@@ -1,12 +1,15 @@
 // The program itself, on pipes and on a terminal, against a fake daemon.
 
+#include "base/unique_fd.h"
 #include "cli/fake_daemon_testing.h"
 #include "cli/output.h"
 #include "cli/program_testing.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 
 #include <filesystem>
 #include <fstream>
@@ -113,7 +116,12 @@ TEST_F(Cli, WrongUseIsExitStatusTwo) {
                                                    {"nonsense"},
                                                    {"ls", "extra"},
                                                    {"show"},
-                                                   {"run", "m", "--temperature", "hot"},
+                                                   {"run", "m", "hi", "--temperature", "hot"},
+                                                   {"run", "m", "hi", "--temperature", "nan"},
+                                                   {"run", "m", "hi", "--temperature", "inf"},
+                                                   {"run", "m", "hi", "--temperature=-1"},
+                                                   {"run", "m", "hi", "--top-p", "1.5"},
+                                                   {"run", "m", "hi", "--context", "-1"},
                                                    {"run", "m"},
                                                    {"embed", "m"},
                                                    {"stop"},
@@ -170,6 +178,61 @@ TEST_F(Cli, ServeBecomesTheDaemonWithItsOptions) {
     auto serve = on_pipes({"serve", "--listen", "127.0.0.1:1", "--allow-host", "a", "--allow-host", "b"});
     EXPECT_EQ(serve->wait(), 0);
     EXPECT_EQ(serve->out, "--home " + home_.root.native() + " --listen 127.0.0.1:1 --allow-host a --allow-host b\n");
+    auto json = on_pipes({"serve", "--json"});
+    EXPECT_EQ(json->wait(), 0);
+    EXPECT_EQ(json->out, "--home " + home_.root.native() + " --json\n");
+}
+
+TEST_F(Cli, WhatCannotBeWrittenIsAFailure) {
+    start_daemon();
+    for (const char * command : {"ls", "ls --json", "ps --json", "version", "--help", "ls --help", "--version",
+                                 "completion bash", "run m hi", "show nonesuch --json"}) {
+        Program full({"/bin/sh", "-c", program_ + " " + command + " >/dev/full"}, environment_, Program::On::kPipes);
+        EXPECT_EQ(full.wait(), 1) << command;
+        EXPECT_THAT(full.err, HasSubstr("strata: cannot write to the standard output: No space left on device; free "))
+            << command;
+    }
+}
+
+TEST_F(Cli, ADaemonThatDiesMeanwhileIsSaidToHaveEnded) {
+    fs::create_directories(home_.sockets());
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    home_.daemon_socket().native().copy(address.sun_path, sizeof address.sun_path - 1);
+    UniqueFd listening(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    ASSERT_EQ(::bind(listening.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address), 0);
+    ASSERT_EQ(::listen(listening.get(), 8), 0);
+    auto ls = on_pipes({"ls"});
+    std::thread daemon([&] {
+        // Who only looks whether somebody listens says nothing; gRPC speaks first.
+        for (bool spoken = false; !spoken;) {
+            const UniqueFd connection(::accept(listening.get(), nullptr, nullptr));
+            char byte = 0;
+            spoken = ::read(connection.get(), &byte, 1) != 0;
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(60));
+        listening.reset();
+    });
+    EXPECT_EQ(ls->wait(), 1);
+    daemon.join();
+    EXPECT_EQ(ls->err,
+              "strata: the daemon ended while it worked on this; run the command again (`strata logs` may show "
+              "why it ended)\n");
+}
+
+TEST_F(Cli, StopSaysWhatWasNotLoaded) {
+    start_daemon();
+    auto stopped = on_pipes({"stop", "m"});
+    EXPECT_EQ(stopped->wait(), 0);
+    EXPECT_EQ(stopped->out, "stopped m\n");
+    daemon_->was_stopped = true;
+    auto idle = on_pipes({"stop", "m"});
+    EXPECT_EQ(idle->wait(), 0);
+    EXPECT_EQ(idle->out, "");
+    EXPECT_EQ(idle->err, "m was not loaded\n");
+    auto json = on_pipes({"stop", "m", "--json"});
+    EXPECT_EQ(json->wait(), 0);
+    EXPECT_EQ(Json::parse(json->out), Json::parse(R"({"stopped":[]})"));
 }
 
 TEST_F(Cli, RunAnswersAPrompt) {
@@ -200,6 +263,9 @@ TEST_F(Cli, RunPassesLoadOptionsOnlyWhenGiven) {
     EXPECT_EQ(on_pipes({"run", "m", "hi", "--context", "512", "--keep"})->wait(), 0);
     EXPECT_EQ(daemon_->last_start().options().context_tokens(), 512);
     EXPECT_TRUE(daemon_->last_start().keep());
+    EXPECT_EQ(on_pipes({"run", "m", "hi", "--context", "0"})->wait(), 0);
+    EXPECT_TRUE(daemon_->last_start().has_options()); // the defaults
+    EXPECT_EQ(daemon_->last_start().options().context_tokens(), 0);
 }
 
 TEST_F(Cli, RunGivesJsonLines) {
@@ -292,7 +358,7 @@ TEST_F(Cli, ImportSaysWhichCommandUsesTheModel) {
     auto chat = on_pipes({"import", file, "--name", "chat"});
     EXPECT_EQ(chat->wait(), 0);
     EXPECT_THAT(chat->err, HasSubstr("`strata run chat:latest`"));
-    daemon_->imported_architecture = "nomic-bert";
+    daemon_->imported_embeds = true;
     auto vectors = on_pipes({"import", file, "--name", "vectors"});
     EXPECT_EQ(vectors->wait(), 0);
     EXPECT_THAT(vectors->err, HasSubstr("`strata embed vectors:latest TEXT`"));

@@ -10,6 +10,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <thread>
 
 namespace strata::cli {
 
@@ -17,6 +18,8 @@ namespace {
 
 // For calls that only look something up.
 constexpr std::chrono::seconds kUnaryTimeout{60};
+constexpr std::chrono::milliseconds kDyingPoll{20};
+constexpr int kDyingPolls = 10;
 // A list of all tensors of a large model, or the whole of a JSON answer.
 constexpr int kMaxMessageBytes = 256 << 20;
 
@@ -30,6 +33,15 @@ std::string target_of(const Home & home) {
         target += plain ? std::string(1, c) : fmt::format("%{:02X}", static_cast<unsigned char>(c));
     }
     return target;
+}
+
+// The kernel closes a dying process's sockets one after the other: the one that listens may be the last.
+bool daemon_is_gone(const Home & home) {
+    for (int i = 0; i < kDyingPolls; ++i) {
+        if (!daemon_listens(home)) return true;
+        std::this_thread::sleep_for(kDyingPoll);
+    }
+    return false;
 }
 
 } // namespace
@@ -67,8 +79,9 @@ absl::Status Client::to_status(const grpc::Status & status, bool interrupted) co
     if (interrupted) return absl::CancelledError("interrupted");
     if (status.ok()) return absl::OkStatus();
     // A connection that broke is UNAVAILABLE too, with a message about sockets that helps nobody.
-    if (status.error_code() == grpc::StatusCode::UNAVAILABLE && !daemon_listens(home_)) {
-        return absl::UnavailableError("the daemon ended while it worked on this; `strata logs` shows why");
+    if (status.error_code() == grpc::StatusCode::UNAVAILABLE && daemon_is_gone(home_)) {
+        return absl::UnavailableError(
+            "the daemon ended while it worked on this; run the command again (`strata logs` may show why it ended)");
     }
     if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
         return absl::DeadlineExceededError("the daemon did not answer in time; `strata logs` may show why");
@@ -175,10 +188,9 @@ absl::Status Client::start_deployment(const v1::StartDeploymentRequest & request
     return stream<v1::LoadProgress>([&](auto * context) { return deployments_->Start(context, request); }, progress);
 }
 
-absl::Status Client::stop_deployment(const v1::StopDeploymentRequest & request) {
+absl::StatusOr<v1::StopDeploymentResponse> Client::stop_deployment(const v1::StopDeploymentRequest & request) {
     return unary<v1::StopDeploymentResponse>(
-               [&](auto * context, auto * out) { return deployments_->Stop(context, request, out); }, false)
-        .status();
+        [&](auto * context, auto * out) { return deployments_->Stop(context, request, out); }, false);
 }
 
 absl::Status Client::logs(const v1::LogsRequest & request, const std::function<void(const std::string &)> & text) {

@@ -39,7 +39,7 @@ public:
     absl::StatusOr<v1::ListDeploymentsResponse> list_deployments(bool all);
     absl::Status start_deployment(const v1::StartDeploymentRequest & request,
                                   const std::function<void(const v1::LoadProgress &)> & progress);
-    absl::Status stop_deployment(const v1::StopDeploymentRequest & request);
+    absl::StatusOr<v1::StopDeploymentResponse> stop_deployment(const v1::StopDeploymentRequest & request);
     absl::Status logs(const v1::LogsRequest & request, const std::function<void(const std::string &)> & text);
 
     // One request to a model's API. `part` gets the answer piece by piece; an error from it cancels the request and is

@@ -94,6 +94,31 @@ std::vector<Table::Cell> row_of(const v1::Deployment & deployment) {
     return row;
 }
 
+// Where the layers of models on a mesh run.
+void print_parts(const Context & context, const google::protobuf::RepeatedPtrField<v1::Deployment> & deployments) {
+    Table table({{"NAME"},
+                 {"EXECUTOR"},
+                 {"LAYERS", Align::kRight},
+                 {"WEIGHTS", Align::kRight},
+                 {"SENT", Align::kRight},
+                 {"RECEIVED", Align::kRight},
+                 {"MS/GRAPH", Align::kRight}});
+    bool any = false;
+    for (const v1::Deployment & deployment : deployments) {
+        for (const v1::PartStatus & part : deployment.engine().parts()) {
+            any = true;
+            table.add({{deployment.name(), Style::kBold},
+                       safe_text(part.executor()),
+                       fmt::format("{}-{}", part.first_layer(), part.last_layer()),
+                       human_bytes(part.weights_bytes()),
+                       human_bytes(part.bytes_out()),
+                       human_bytes(part.bytes_in()),
+                       part.graphs() > 0 ? fmt::format("{:.2f}", part.busy_ms() / static_cast<double>(part.graphs())) : "-"});
+        }
+    }
+    if (any) context.output.text("\n" + table.render(context.output));
+}
+
 absl::StatusOr<int> list(const Context & context, bool all) {
     STRATA_ASSIGN_OR_RETURN(Client client, context.client());
     STRATA_ASSIGN_OR_RETURN(const auto response, client.list_deployments(all));
@@ -124,7 +149,8 @@ absl::StatusOr<int> list(const Context & context, bool all) {
         if (restarts) row.push_back({fmt::format("{}", deployment.restarts()), Style::kYellow});
         table.add(std::move(row));
     }
-    fmt::print("{}", table.render(context.output));
+    context.output.text(table.render(context.output));
+    print_parts(context, deployments);
     for (const v1::Deployment & deployment : deployments) {
         if (deployment.last_error().empty()) continue;
         context.output.line(fmt::format("{} {}",
@@ -170,14 +196,20 @@ absl::StatusOr<int> stop(const Context & context, const StopOptions & options) {
         STRATA_ASSIGN_OR_RETURN(const auto response, client.list_deployments(false));
         for (const v1::Deployment & deployment : response.deployments()) models.push_back(deployment.name());
     }
+    Json stopped = Json::array();
     for (const std::string & model : models) {
         v1::StopDeploymentRequest request;
         request.set_model(model);
         request.set_drain_ms(options.now ? kNoDrainMs : kDefaultDrainMs);
-        STRATA_RETURN_IF_ERROR(client.stop_deployment(request));
+        STRATA_ASSIGN_OR_RETURN(const auto response, client.stop_deployment(request));
+        if (response.was_stopped()) {
+            context.output.note(safe_text(model) + " was not loaded");
+            continue;
+        }
+        stopped.push_back(model);
         if (!context.output.json) context.output.line("stopped " + safe_text(model));
     }
-    if (context.output.json) context.output.document({{"stopped", models}});
+    if (context.output.json) context.output.document({{"stopped", stopped}});
     return 0;
 }
 
@@ -189,9 +221,7 @@ struct LogOptions {
 
 void print_log(const Output & output, const std::string & text) {
     if (!output.json) {
-        const std::string shown = output.out_terminal ? safe_text(text, true) : text;
-        std::fwrite(shown.data(), 1, shown.size(), stdout);
-        std::fflush(stdout);
+        output.text(output.out_terminal ? safe_text(text, true) : text);
         return;
     }
     for (size_t start = 0; start < text.size();) {
@@ -240,7 +270,9 @@ absl::Status load_model(const Context & context, Client & client, const LoadWish
     request.set_model(wish.model);
     request.set_keep(wish.keep);
     // Without options the daemon keeps those it remembers.
-    if (wish.context_tokens > 0) request.mutable_options()->set_context_tokens(wish.context_tokens);
+    if (wish.context_tokens) request.mutable_options()->set_context_tokens(*wish.context_tokens);
+    for (const std::string & address : wish.on) request.mutable_options()->add_on(address);
+    for (const double share : wish.split) request.mutable_options()->add_split(share);
     Progress progress(context.output);
     constexpr uint64_t kSteps = 1000;
     return client.start_deployment(request, [&](const v1::LoadProgress & message) {

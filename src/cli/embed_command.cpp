@@ -91,7 +91,7 @@ void print_similarities(const Context & context, const std::vector<std::string> 
         for (const double value : rows[i]) row.push_back(fmt::format("{:.3f}", value));
         table.add(std::move(row));
     }
-    fmt::print("{}", table.render(context.output));
+    context.output.text(table.render(context.output));
 }
 
 absl::StatusOr<std::string> ask(Client & client, const std::string & model, const std::vector<std::string> & texts) {

@@ -38,7 +38,8 @@ public:
     std::vector<v1::Model> models;
     std::vector<v1::Deployment> deployments;
     std::chrono::milliseconds import_time{0};
-    std::string imported_architecture = "llama";
+    bool imported_embeds = false;
+    bool was_stopped = false;          // what it is asked to stop
     std::vector<std::string> problems; // that a verify finds
     int http_status = 200;
     std::vector<std::string> answer; // pieces of the body of an answer
@@ -126,7 +127,7 @@ private:
             v1::Model model;
             model.set_name(in->name().empty() ? "imported:latest" : in->name() + ":latest");
             model.set_digest("sha256:0123456789abcdef");
-            model.set_architecture(self->imported_architecture);
+            model.set_embeds(self->imported_embeds);
             self->models.push_back(model);
             v1::JobProgress last;
             last.set_finished(true);
@@ -156,6 +157,11 @@ private:
             const std::lock_guard lock(self->mutex_);
             self->last_start_ = *in;
             return self->find(in->model()) == nullptr ? no_model(in->model()) : grpc::Status::OK;
+        }
+        grpc::Status Stop(grpc::ServerContext *, const v1::StopDeploymentRequest *,
+                          v1::StopDeploymentResponse * out) override {
+            out->set_was_stopped(self->was_stopped);
+            return grpc::Status::OK;
         }
         grpc::Status Logs(grpc::ServerContext *, const v1::LogsRequest *,
                           grpc::ServerWriter<v1::LogsResponse> * out) override {

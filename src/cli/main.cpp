@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <sstream>
 #include <string_view>
 #include <vector>
 
@@ -74,7 +75,10 @@ int run(int argc, char ** argv) {
     try {
         app.parse(argc, argv);
     } catch (const CLI::Success & asked) { // --help, --version
-        return app.exit(asked);
+        std::ostringstream text;
+        const int status = app.exit(asked, text, text);
+        Output().text(text.str());
+        return status;
     } catch (const CLI::ParseError & error) {
         // The parser stopped before it had set `json`.
         const bool wants_json =
@@ -95,11 +99,19 @@ int run(int argc, char ** argv) {
     return kFailed;
 }
 
+// Half a list on a full disk must not pass for a whole one.
+bool all_written() {
+    const absl::Status written = Output::written();
+    if (!written.ok()) Output().error(written);
+    return written.ok();
+}
+
 } // namespace
 } // namespace strata::cli
 
 int main(int argc, char ** argv) {
     strata::cli::use_utf8_locale();
     strata::cli::start_interrupt_thread();
-    return strata::cli::run(argc, argv);
+    const int status = strata::cli::run(argc, argv);
+    return strata::cli::all_written() ? status : strata::cli::kFailed;
 }

@@ -56,7 +56,7 @@ absl::StatusOr<int> list(const Context & context) {
                    fmt::format("{}", model.layers()),
                    age_of(model.imported_unix_ms())});
     }
-    fmt::print("{}", table.render(context.output));
+    context.output.text(table.render(context.output));
     return 0;
 }
 
@@ -104,7 +104,7 @@ void print_layers(const Context & context, const v1::ShowModelResponse & respons
                    fmt::format("{}", fmt::join(layer.tensor_types(), " ")),
                    fmt::format("{}", fmt::join(layer.shared_with(), " "))});
     }
-    fmt::print("\n{}", table.render(context.output));
+    context.output.text("\n" + table.render(context.output));
 }
 
 void print_tensors(const Context & context, const v1::ShowModelResponse & response) {
@@ -117,7 +117,7 @@ void print_tensors(const Context & context, const v1::ShowModelResponse & respon
                    human_bytes(tensor.size_bytes()),
                    {short_digest(tensor.sha256()), Style::kYellow}});
     }
-    fmt::print("\n{}", table.render(context.output));
+    context.output.text("\n" + table.render(context.output));
 }
 
 void print_metadata(const Context & context, const v1::ShowModelResponse & response) {
@@ -126,7 +126,7 @@ void print_metadata(const Context & context, const v1::ShowModelResponse & respo
     for (const v1::Metadatum & metadatum : response.metadata()) {
         table.add({metadatum.key(), cut_to_width(safe_text(metadatum.value()), kValueColumns)});
     }
-    fmt::print("\n{}", table.render(context.output));
+    context.output.text("\n" + table.render(context.output));
 }
 
 absl::StatusOr<int> show(const Context & context, const ShowOptions & options) {

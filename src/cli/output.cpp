@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 
@@ -80,10 +81,16 @@ std::string styled(bool color, Style style, std::string_view text) {
     return fmt::format("\x1b[{}m{}\x1b[0m", code, text);
 }
 
+int out_errno = 0; // of the first write to stdout that failed
+
+void write(FILE * file, std::string_view text) {
+    const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size() && std::fflush(file) == 0;
+    if (!written && file == stdout && out_errno == 0) out_errno = errno;
+}
+
 void write_line(FILE * file, std::string text) {
     text += '\n';
-    std::fwrite(text.data(), 1, text.size(), file);
-    std::fflush(file);
+    write(file, text);
 }
 
 // Names of models and messages of errors may hold any bytes; JSON must be UTF-8.
@@ -105,6 +112,10 @@ Output Output::detect(bool json, bool no_color) {
     output.out_color = color && output.out_terminal;
     output.err_color = color && output.err_terminal;
     return output;
+}
+
+void Output::text(std::string_view text) const {
+    write(stdout, text);
 }
 
 void Output::line(std::string_view text) const {
@@ -130,6 +141,11 @@ void Output::error(const absl::Status & status) const {
     } else {
         write_line(stderr, err_style(Style::kRed, "strata:") + " " + safe_text(message, true));
     }
+}
+
+absl::Status Output::written() {
+    if (std::fflush(stdout) != 0 && out_errno == 0) out_errno = errno;
+    return out_errno == 0 ? absl::OkStatus() : errno_status(out_errno, "write to", "the standard output");
 }
 
 std::string Output::out_style(Style style, std::string_view text) const {

@@ -26,12 +26,15 @@ struct Output {
     // Looks at the terminals, NO_COLOR and TERM.
     static Output detect(bool json, bool no_color);
 
+    void text(std::string_view text) const;  // to stdout as it is, flushed
     void line(std::string_view text) const;  // to stdout, with a newline
     void note(std::string_view text) const;  // to stderr, dim, with a newline; nothing in JSON mode
     void document(const Json & json) const;  // a whole document
     void json_line(const Json & json) const; // one of several, flushed
     // "strata: what happened; what to do" on stderr, or {"error":{code,message}} on stdout.
     void error(const absl::Status & status) const;
+    // Whether all that went to stdout was written: a disk may be full. For the end of the program.
+    static absl::Status written();
 
     std::string out_style(Style style, std::string_view text) const;
     std::string err_style(Style style, std::string_view text) const;

@@ -49,7 +49,7 @@ absl::Status report_started(const Context & context, std::string_view what) {
 }
 
 absl::StatusOr<int> serve(const Context & context, const ServeOptions & options) {
-    const std::vector<std::string> & arguments = options.arguments;
+    std::vector<std::string> arguments = options.arguments;
     if (daemon_listens(context.home)) {
         if (!arguments.empty()) {
             return absl::AlreadyExistsError("a daemon runs already, with the options it was started with; end it with "
@@ -58,7 +58,10 @@ absl::StatusOr<int> serve(const Context & context, const ServeOptions & options)
         STRATA_RETURN_IF_ERROR(report_started(context, "a daemon runs already"));
         return 0;
     }
-    if (!options.detach) return exec_daemon(context.home, arguments);
+    if (!options.detach) {
+        if (context.output.json) arguments.emplace_back("--json");
+        return exec_daemon(context.home, arguments);
+    }
     STRATA_RETURN_IF_ERROR(start_daemon(context.home, arguments, context.output));
     STRATA_RETURN_IF_ERROR(report_started(context, "the daemon runs"));
     return 0;
@@ -130,7 +133,7 @@ void add_program_commands(Commands & commands) {
             if (context.output.json) {
                 context.output.document({{"shell", *shell}, {"script", script}});
             } else {
-                fmt::print("{}", script);
+                context.output.text(script);
             }
             return 0;
         });

@@ -30,7 +30,9 @@ struct RunOptions {
     std::string system;
     ChatOptions chat;
     std::string json_schema_file;
-    int32_t context_tokens = 0;
+    std::optional<int32_t> context_tokens;
+    std::vector<std::string> on;
+    std::vector<double> split;
     bool keep = false;
     bool verbose = false;
 };
@@ -58,8 +60,7 @@ public:
         if (shown.empty()) return;
         at_line_start_ = shown.back() == '\n';
         shown = output_.out_style(thinking ? Style::kDim : Style::kPlain, shown);
-        std::fwrite(shown.data(), 1, shown.size(), stdout);
-        std::fflush(stdout);
+        output_.text(shown);
     }
 
     // An answer ends with a newline, whether the model gave one or not.
@@ -188,10 +189,22 @@ absl::StatusOr<int> run(const Context & context, const RunOptions & options) {
 
     STRATA_ASSIGN_OR_RETURN(Client client, context.client_or_start());
     STRATA_ASSIGN_OR_RETURN(const std::string model, model_for(context, client, options.model));
-    STRATA_RETURN_IF_ERROR(load_model(context, client, {model, options.context_tokens, options.keep}));
+    STRATA_RETURN_IF_ERROR(load_model(
+        context, client, {model, options.context_tokens, options.keep, options.on, options.split}));
     Conversation conversation(model, options.system, std::move(chat));
     if (!interactive) return answer_once(context, client, conversation, prompt, options.verbose);
     return converse(context, client, conversation, model);
+}
+
+// CLI::Range takes "nan", which is neither below nor above anything.
+CLI::Validator between(double low, double high) {
+    return CLI::Validator(
+        [low, high](const std::string & text) {
+            double value = 0;
+            const bool fits = CLI::detail::lexical_cast(text, value) && value >= low && value <= high;
+            return fits ? std::string() : fmt::format("{} is no number from {} to {}", safe_text(text), low, high);
+        },
+        "");
 }
 
 } // namespace
@@ -212,10 +225,10 @@ void add_run_command(Commands & commands) {
     app.add_option("PROMPT", options->prompt, "The question; several words need no quotes");
     app.add_option("--system", options->system, "The system prompt")->type_name("TEXT");
     app.add_option("--temperature", options->chat.temperature, "0 for the likeliest token; default: the model's")
-        ->check(CLI::Range(0.0, 100.0).description(""))
+        ->check(between(0, 100))
         ->type_name("X");
     app.add_option("--top-p", options->chat.top_p, "Only the likeliest tokens that have this probability together")
-        ->check(CLI::Range(0.0, 1.0).description(""))
+        ->check(between(0, 1))
         ->type_name("X");
     app.add_option("--max-tokens", options->chat.max_tokens, "Length of the answer at most")
         ->check(CLI::Range(int64_t{1}, int64_t{INT32_MAX}).description(""))
@@ -230,9 +243,21 @@ void add_run_command(Commands & commands) {
     app.add_option("--json-schema", options->json_schema_file, "The answer is JSON that matches the schema in FILE")
         ->type_name("FILE");
     app.add_option("--context", options->context_tokens,
-                   "Tokens that a conversation may have; reloads the model, which keeps it")
-        ->check(CLI::Range(int32_t{1}, INT32_MAX).description(""))
+                   "Tokens that a conversation may have; reloads the model, which keeps it; 0: the default again")
+        ->check(CLI::Range(int32_t{0}, INT32_MAX).description(""))
         ->type_name("N");
+    app.add_option("--on", options->on,
+                   "Run the layers on these executors (`strata-engine executor`); reloads the model, which keeps it")
+        ->type_name("HOST:PORT,...")
+        ->delimiter(',')
+        ->expected(1)
+        ->take_all();
+    app.add_option("--split", options->split, "Shares of the executors in the model, as in 2,1; default: equal ones")
+        ->type_name("X,...")
+        ->delimiter(',')
+        ->check(CLI::PositiveNumber.description(""))
+        ->expected(1)
+        ->take_all();
     app.add_flag("--keep", options->keep, "Don't unload the model when it is idle");
     app.add_flag("--verbose", options->verbose, "Tokens and speed after the answer");
 }

@@ -101,20 +101,14 @@ absl::StatusOr<v1::Model> finish(const Context & context, const v1::JobProgress 
     return made;
 }
 
-// Whether models of the architecture only embed. For a hint: the daemon also looks at a model's pooling.
-bool is_encoder(std::string_view architecture) {
-    return architecture.find("bert") != std::string_view::npos || architecture == "t5encoder" ||
-           architecture.ends_with("-embedding");
-}
-
 absl::StatusOr<int> announce(const Context & context, const absl::StatusOr<v1::Model> & model) {
     if (!model.ok()) return model.status();
     if (context.output.json) return 0;
     context.output.line(fmt::format("{}  {}  {}", context.output.out_style(Style::kBold, safe_text(model->name())),
                                     human_bytes(model->size_bytes()), short_digest(model->digest())));
     const std::string name = safe_text(model->name());
-    context.output.note(is_encoder(model->architecture()) ? fmt::format("`strata embed {} TEXT` makes vectors", name)
-                                                          : fmt::format("`strata run {}` talks to it", name));
+    context.output.note(model->embeds() ? fmt::format("`strata embed {} TEXT` makes vectors", name)
+                                        : fmt::format("`strata run {}` talks to it", name));
     return 0;
 }
 

@@ -15,6 +15,16 @@ namespace {
 
 constexpr size_t kNamedModels = 20; // in an error message
 
+std::string names(const Catalog::Models & models) {
+    if (models.empty()) return "there are none yet; \"strata pull\" and \"strata import\" bring one";
+    std::string list = "there are: ";
+    for (size_t i = 0; i < models.size() && i < kNamedModels; ++i) list += (i == 0 ? "" : ", ") + models[i].full_name;
+    if (models.size() > kNamedModels) list += fmt::format(" and {} more", models.size() - kNamedModels);
+    return list;
+}
+
+} // namespace
+
 // A model says how the vectors of its tokens become one, when it was made for that; encoders are by nature.
 bool made_for_embeddings(const layers::ModelIndex & index) {
     constexpr std::array<std::string_view, 10> encoders = {
@@ -26,16 +36,6 @@ bool made_for_embeddings(const layers::ModelIndex & index) {
     return std::any_of(index.metadata.begin(), index.metadata.end(),
                        [&](const auto & entry) { return entry.first == key && entry.second != kNoPooling; });
 }
-
-std::string names(const Catalog::Models & models) {
-    if (models.empty()) return "there are none yet; \"strata pull\" and \"strata import\" bring one";
-    std::string list = "there are: ";
-    for (size_t i = 0; i < models.size() && i < kNamedModels; ++i) list += (i == 0 ? "" : ", ") + models[i].full_name;
-    if (models.size() > kNamedModels) list += fmt::format(" and {} more", models.size() - kNamedModels);
-    return list;
-}
-
-} // namespace
 
 std::shared_ptr<const Catalog::Models> Catalog::models() {
     // Taken before the models are read: a change in between is then seen at the next look.

@@ -28,6 +28,9 @@ struct ModelFacts {
     bool embeds = false; // made for embeddings, not for text
 };
 
+// Whether a model is made for embeddings: by its architecture, or by the pooling that its metadata name.
+bool made_for_embeddings(const layers::ModelIndex & index);
+
 // The models of a store as they are now, kept in memory: a look costs one stat() while the store's index is unchanged.
 // Sees what other processes do to the store. Thread-safe.
 class Catalog {

@@ -279,7 +279,9 @@ struct DaemonTest : ::testing::Test {
         request.set_model(model);
         request.set_drain_ms(drain_ms);
         v1::StopDeploymentResponse response;
-        return node.deployments()->Stop(&context, request, &response);
+        const grpc::Status status = node.deployments()->Stop(&context, request, &response);
+        was_stopped = response.was_stopped();
+        return status;
     }
 
     // Whether the daemon refuses new requests; the stub refuses this one at once, too.
@@ -288,6 +290,7 @@ struct DaemonTest : ::testing::Test {
     TempFolder folder;
     Node node{folder.path() / "home"};
     v1::LoadProgress last_progress;
+    bool was_stopped = false;
 };
 
 // ------------------------------------------------------------------------------------------------ loading
@@ -337,6 +340,7 @@ TEST_F(DaemonTest, RequestsFindTheirModelOrLearnWhichThereAre) {
     const Answer unknown = node.chat("x");
     EXPECT_EQ(unknown.status, 404);
     EXPECT_THAT(unknown.data, HasSubstr("m:q4_1, n:latest"));
+    EXPECT_THAT(unknown.data, HasSubstr(R"("param":"model")"));
     EXPECT_EQ(node.ask("not JSON").status, 400);
     EXPECT_THAT(node.ask(R"({"model":"x"})", {}, "/v1/messages").data, HasSubstr("not_found_error"));
 }
@@ -417,6 +421,9 @@ TEST_F(DaemonTest, StartReportsProgressAndTakesOptions) {
     EXPECT_TRUE(start_model("m", false, &options).ok());
     EXPECT_NE(node.engine_pid("m:latest"), first);
     EXPECT_EQ(node.deployment("m:latest").engine().options().slots(), 8);
+    options.Clear(); // the defaults again
+    EXPECT_TRUE(start_model("m", false, &options).ok());
+    EXPECT_EQ(node.deployment("m:latest").engine().options().slots(), 0);
     EXPECT_EQ(start_model("nothing", false).error_code(), grpc::StatusCode::NOT_FOUND);
 }
 
@@ -540,7 +547,10 @@ TEST_F(DaemonTest, StopCutsOffWhatDoesNotEnd) {
     std::thread client([&] { answer = node.chat("m", "__hang__"); });
     ASSERT_TRUE(comes_true([&] { return node.deployment("m:latest").engine().active_requests() == 1; }));
     EXPECT_TRUE(stop_model("m", 200).ok());
+    EXPECT_FALSE(was_stopped);
     client.join();
+    EXPECT_TRUE(stop_model("m").ok());
+    EXPECT_TRUE(was_stopped);
     EXPECT_EQ(answer.status, 503);
     EXPECT_THAT(answer.data, HasSubstr("was stopped"));
 }

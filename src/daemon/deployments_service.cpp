@@ -128,11 +128,14 @@ grpc::ServerWriteReactor<v1::LoadProgress> * DeploymentsService::Start(grpc::Cal
 
 grpc::ServerUnaryReactor * DeploymentsService::Stop(grpc::CallbackServerContext * context,
                                                     const v1::StopDeploymentRequest * request,
-                                                    v1::StopDeploymentResponse *) {
+                                                    v1::StopDeploymentResponse * response) {
     grpc::ServerUnaryReactor * reactor = context->DefaultReactor();
     const milliseconds drain = request->drain_ms() > 0 ? milliseconds(request->drain_ms()) : kDefaultDrain;
     supervisor_.stop(request->model(), drain,
-                     [reactor](const absl::Status & status) { reactor->Finish(to_grpc(status)); });
+                     [response, reactor](const absl::StatusOr<v1::StopDeploymentResponse> & stopped) {
+                         if (stopped.ok()) *response = *stopped;
+                         reactor->Finish(to_grpc(stopped.status()));
+                     });
     return reactor;
 }
 

@@ -1,11 +1,15 @@
 #include "daemon/logging.h"
 
+#include "base/api_error.h"
 #include "base/text.h"
 #include "daemon/limits.h"
 
+#include <fmt/chrono.h>
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 #include <spdlog/sinks/rotating_file_sink.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -24,9 +28,26 @@ bool stderr_is(const std::filesystem::path & file) {
            a.st_ino == b.st_ino;
 }
 
+class JsonLines final : public spdlog::formatter {
+public:
+    void format(const spdlog::details::log_msg & message, spdlog::memory_buf_t & out) override {
+        const auto since = message.time.time_since_epoch();
+        const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(since).count() % 1000;
+        const std::string_view level(spdlog::level::to_string_view(message.level).data());
+        const nlohmann::ordered_json line = {
+            {"time", fmt::format("{:%Y-%m-%dT%H:%M:%S}.{:03}Z",
+                                 fmt::gmtime(std::chrono::system_clock::to_time_t(message.time)), ms)},
+            {"level", level},
+            {"message", std::string_view(message.payload.data(), message.payload.size())}};
+        const std::string text = dump_replacing(line) + "\n";
+        out.append(text.data(), text.data() + text.size());
+    }
+    std::unique_ptr<spdlog::formatter> clone() const override { return std::make_unique<JsonLines>(); }
+};
+
 } // namespace
 
-absl::Status set_up_logging(const std::filesystem::path & file, const std::string & level) {
+absl::Status set_up_logging(const std::filesystem::path & file, const std::string & level, Console console) {
     const spdlog::level::level_enum parsed = spdlog::level::from_str(level);
     if (parsed == spdlog::level::off && level != "off") {
         return absl::InvalidArgumentError(
@@ -39,11 +60,17 @@ absl::Status set_up_logging(const std::filesystem::path & file, const std::strin
     } catch (const spdlog::spdlog_ex & error) {
         return absl::InternalError(fmt::format("cannot log to {}: {}", file.native(), error.what()));
     }
-    if (!stderr_is(file)) sinks.push_back(std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+    if (console == Console::kText && !stderr_is(file)) {
+        sinks.push_back(std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+    }
+    for (const spdlog::sink_ptr & sink : sinks) sink->set_pattern("%Y-%m-%d %H:%M:%S.%e %^%l%$ %v");
+    if (console == Console::kJson) {
+        sinks.push_back(std::make_shared<spdlog::sinks::stdout_sink_mt>());
+        sinks.back()->set_formatter(std::make_unique<JsonLines>());
+    }
     auto logger = std::make_shared<spdlog::logger>("stratad", sinks.begin(), sinks.end());
     logger->set_level(parsed);
     logger->flush_on(spdlog::level::info);
-    logger->set_pattern("%Y-%m-%d %H:%M:%S.%e %^%l%$ %v");
     spdlog::set_default_logger(std::move(logger));
     return absl::OkStatus();
 }

@@ -1,4 +1,5 @@
 // stratad: serves the models of a home over HTTP and gRPC.
+#include "base/api_error.h"
 #include "base/home.h"
 #include "base/text.h"
 #include "base/version.h"
@@ -10,8 +11,11 @@
 #include <absl/synchronization/mutex.h>
 #include <fmt/format.h>
 #include <malloc.h>
+#include <nlohmann/json.hpp>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <csignal>
 #include <cstdio>
@@ -34,6 +38,7 @@ struct Arguments {
     std::string idle_timeout = "10m";
     std::string drain = "30s";
     std::string log_level = "info";
+    bool json = false;
 };
 
 std::filesystem::path beside_this_program(const char * name) {
@@ -69,13 +74,28 @@ absl::Status serve(const Arguments & arguments, DaemonOptions options) {
     std::error_code failed;
     std::filesystem::create_directories(options.home.logs(), failed);
     if (failed) return strata::errno_status(failed.value(), "make the folder", options.home.logs().native());
-    STRATA_RETURN_IF_ERROR(strata::daemon::set_up_logging(options.home.logs() / "stratad.log", arguments.log_level));
+    STRATA_RETURN_IF_ERROR(strata::daemon::set_up_logging(options.home.logs() / "stratad.log", arguments.log_level,
+                                                          arguments.json ? strata::daemon::Console::kJson
+                                                                         : strata::daemon::Console::kText));
 
     STRATA_ASSIGN_OR_RETURN(const auto daemon, Daemon::start(options));
     spdlog::info("strata {} serves {} on {}", STRATA_VERSION_STRING, options.home.root.native(), daemon->url());
     daemon->wait_for_signal();
     daemon->stop(drain);
     return absl::OkStatus();
+}
+
+// In the forms of the strata command.
+void report(const absl::Status & status, bool json) {
+    const std::string message(status.message());
+    if (json) {
+        std::string code = absl::StatusCodeToString(status.code());
+        std::transform(code.begin(), code.end(), code.begin(), [](unsigned char c) { return std::tolower(c); });
+        const nlohmann::ordered_json line = {{"error", {{"code", code}, {"message", message}}}};
+        std::printf("%s\n", strata::dump_replacing(line).c_str());
+    } else {
+        std::fprintf(stderr, "stratad: %s\n", message.c_str());
+    }
 }
 
 } // namespace
@@ -110,6 +130,7 @@ int main(int argc, char ** argv) {
         ->capture_default_str();
     app.add_option("--engine", arguments.engine, "The engine program [strata-engine beside this program]");
     app.add_option("--log-level", arguments.log_level, "trace, debug, info, warn or error")->capture_default_str();
+    app.add_flag("--json", arguments.json, "Log to stdout as JSON lines, as the strata command does with --json");
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError & error) { // also --help and --version, with 0
@@ -118,6 +139,6 @@ int main(int argc, char ** argv) {
 
     const absl::Status status = serve(arguments, options);
     if (status.ok()) return 0;
-    std::fprintf(stderr, "stratad: %s\n", std::string(status.message()).c_str());
+    report(status, arguments.json);
     return absl::IsInvalidArgument(status) ? kWrongUse : kFailed; // only values of options are invalid here
 }

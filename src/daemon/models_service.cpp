@@ -39,6 +39,7 @@ v1::Model to_proto(const StoredModel & model, const LayerUsers & users) {
     out.set_unique_bytes(static_cast<int64_t>(unique));
     out.set_layers(static_cast<int32_t>(model.index->layers.size()));
     out.set_context_tokens(static_cast<int64_t>(model.index->context_tokens));
+    out.set_embeds(made_for_embeddings(*model.index));
     if (model.lineage) {
         out.set_imported_unix_ms(model.lineage->created_unix_ms);
         out.set_origin(valid_utf8(model.lineage->origin));

@@ -116,7 +116,8 @@ void ServeCall::on_done(absl::Status status) {
     });
 }
 
-void ServeCall::fail(int http_status, const std::string & message, std::optional<milliseconds> retry) {
+void ServeCall::fail(int http_status, const std::string & message, std::optional<milliseconds> retry,
+                     std::string_view field) {
     if (!sink_) return;
     bool listening = false;
     {
@@ -128,7 +129,7 @@ void ServeCall::fail(int http_status, const std::string & message, std::optional
     } else if (listening) {
         if (retry) sink_->on_retry_after(static_cast<int>(std::chrono::ceil<std::chrono::seconds>(*retry).count()));
         sink_->on_head(http_status, "application/json");
-        sink_->on_data(error_body(path_, http_status, message));
+        sink_->on_data(error_body(path_, http_status, message, {.param = field}));
     }
     end(0, 0);
 }

@@ -55,7 +55,9 @@ public:
     void start(const EngineClient & engine);
     // Ends a call that has no engine (any more): with an error, as a whole answer or as the last event of a stream; or
     // without a word when the client has left. Does nothing after the end.
-    void fail(int http_status, const std::string & message, std::optional<std::chrono::milliseconds> retry = {});
+    // `field` is the one of the request that is wrong.
+    void fail(int http_status, const std::string & message, std::optional<std::chrono::milliseconds> retry = {},
+              std::string_view field = {});
     // Ends a running call with this error; on_call_done follows.
     void cut(int http_status, std::string message);
 

@@ -90,22 +90,22 @@ std::shared_ptr<gateway::ApiCall> Supervisor::serve(gateway::ApiRequest request,
 }
 
 void Supervisor::route(const std::shared_ptr<ServeCall> & call) {
+    const auto refuse_model = [&call](int status, const std::string & why) { call->fail(status, why, {}, "model"); };
     const auto facts = model_for(call->request());
     if (!facts.ok()) {
-        call->fail(gateway::http_status_of(facts.status().code()), std::string(facts.status().message()));
+        refuse_model(gateway::http_status_of(facts.status().code()), std::string(facts.status().message()));
         return;
     }
     Deployment & target = deployment(facts->name);
     const bool embeds = facts->embeds || target.options().embeddings();
     if (!embeds && wants_embeddings(call->request().path)) {
-        call->fail(400,
-                   fmt::format("{} is a model for text and serves no embeddings; use an embedding model, or start it "
-                               "with the option \"embeddings\"",
-                               facts->full_name));
+        refuse_model(400, fmt::format("{} is a model for text and serves no embeddings; use an embedding model, or "
+                                      "start it with the option \"embeddings\"",
+                                      facts->full_name));
         return;
     }
     if (embeds && wants_text(call->request().path)) {
-        call->fail(400, fmt::format("{} serves embeddings (/v1/embeddings) and no text", facts->full_name));
+        refuse_model(400, fmt::format("{} serves embeddings (/v1/embeddings) and no text", facts->full_name));
         return;
     }
     target.submit(call, *facts);
@@ -184,22 +184,23 @@ void Supervisor::forget(std::string model, std::shared_ptr<StartObserver> observ
     });
 }
 
-void Supervisor::stop(std::string model, milliseconds drain, std::function<void(absl::Status)> done) {
+void Supervisor::stop(std::string model, milliseconds drain,
+                      std::function<void(absl::StatusOr<v1::StopDeploymentResponse>)> done) {
     boost::asio::post(context_.loop, [this, model = std::move(model), drain, done = std::move(done)] {
+        const auto stop = [&](Deployment & target) {
+            v1::StopDeploymentResponse response;
+            response.set_was_stopped(target.state() == v1::Deployment::STATE_STOPPED);
+            target.release();
+            target.stop(drain, [done, response] { done(response); });
+        };
         // A model that is gone from the store may still be loaded.
         if (const auto found = deployments_.find(model); found != deployments_.end()) {
-            found->second->release();
-            found->second->stop(drain, [done] { done(absl::OkStatus()); });
-            return;
-        }
-        const auto facts = catalog_.resolve(model);
-        if (!facts.ok()) {
+            stop(*found->second);
+        } else if (const auto facts = catalog_.resolve(model); facts.ok()) {
+            stop(deployment(facts->name));
+        } else {
             done(facts.status());
-            return;
         }
-        Deployment & target = deployment(facts->name);
-        target.release();
-        target.stop(drain, [done] { done(absl::OkStatus()); });
     });
 }
 

@@ -53,7 +53,8 @@ public:
                std::shared_ptr<StartObserver> observer);
     // The load goes on, but nobody is told.
     void forget(std::string model, std::shared_ptr<StartObserver> observer);
-    void stop(std::string model, std::chrono::milliseconds drain, std::function<void(absl::Status)> done);
+    void stop(std::string model, std::chrono::milliseconds drain,
+              std::function<void(absl::StatusOr<v1::StopDeploymentResponse>)> done);
     // Removes a model from the store; kFailedPrecondition when it is loaded.
     void remove(std::string model, std::function<void(absl::Status)> done);
 

@@ -1,6 +1,7 @@
 #include "engine/capi_handles.h"
 #include "engine/driver.h"
 #include "engine/driver_limits.h"
+#include "mesh/directory.h"
 
 #include <fmt/format.h>
 
@@ -64,6 +65,14 @@ absl::StatusOr<DriverOptions> to_driver_options(const strata_driver_options * gi
             return absl::InvalidArgumentError(fmt::format("llama_args has more than {} entries", kMaxLlamaArgs));
         }
     }
+    for (auto address = options.on; address != nullptr && *address != nullptr; ++address) {
+        STRATA_ASSIGN_OR_RETURN(const std::string_view text, bounded_string(*address, kMaxPathBytes, "on"));
+        if (result.on.size() >= strata::mesh::kMaxExecutors) {
+            return absl::InvalidArgumentError(fmt::format("more than {} executors", strata::mesh::kMaxExecutors));
+        }
+        result.on.emplace_back(text);
+    }
+    if (options.split != nullptr) result.split.assign(options.split, options.split + result.on.size());
     if (options.progress != nullptr) {
         result.progress = [progress = options.progress, user = options.user](double fraction) {
             constexpr uint64_t kTotal = 1000;

@@ -15,9 +15,9 @@ using std::chrono::steady_clock;
 
 namespace {
 
-void send_error(Request & request, int status, std::string_view message, std::string_view type = {}) {
+void send_error(Request & request, int status, std::string_view message, const ErrorDetails & details = {}) {
     request.sink->on_head(status, "application/json; charset=utf-8");
-    request.sink->on_data(error_body(request.path, status, message, type));
+    request.sink->on_data(error_body(request.path, status, message, details));
 }
 
 // Speed of what was done between two looks; the last one while nothing was.
@@ -43,13 +43,20 @@ absl::StatusOr<std::unique_ptr<Driver>> Driver::open(std::string_view model, Dri
     const uint64_t trained = source.stored() ? source.stored()->index->context_tokens : 0;
     STRATA_ASSIGN_OR_RETURN(options, with_defaults(std::move(options), trained));
     if (options.alias.empty()) options.alias = source.name();
+    std::unique_ptr<MeshDevice> mesh;
+    if (!options.on.empty()) {
+        STRATA_ASSIGN_OR_RETURN(mesh, MeshDevice::open(options.on, options.split, options.alias));
+        options.device = mesh->name();
+    }
     STRATA_ASSIGN_OR_RETURN(auto host, ServerHost::load(options, source.first_file()));
-    return std::unique_ptr<Driver>(new Driver(std::move(source), std::move(options), std::move(host)));
+    return std::unique_ptr<Driver>(new Driver(std::move(source), std::move(options), std::move(mesh), std::move(host)));
 }
 
-Driver::Driver(ModelSource source, DriverOptions options, std::unique_ptr<ServerHost> host)
+Driver::Driver(ModelSource source, DriverOptions options, std::unique_ptr<MeshDevice> mesh,
+               std::unique_ptr<ServerHost> host)
     : source_(std::move(source))
     , options_(std::move(options))
+    , mesh_(std::move(mesh))
     , host_(std::move(host)) {
     QueueOptions queue;
     queue.slots = options_.slots;
@@ -98,7 +105,7 @@ RequestQueue::Tokens Driver::answer(Request & request, RequestQueue::Admission &
             const auto message = checked.status().message();
             const bool too_long = checked.status().code() == absl::StatusCode::kOutOfRange;
             send_error(request, 400, std::string_view(message.data(), message.size()),
-                       too_long ? "exceed_context_size_error" : "");
+                       {too_long ? "exceed_context_size_error" : "", field_of(checked.status())});
             return {};
         }
         width = checked->width;
@@ -154,7 +161,9 @@ std::string Driver::status_json() {
                           {"embeddings", options_.embeddings},
                           {"max_waiting", options_.max_waiting},
                           {"max_waiting_bytes", options_.max_waiting_bytes},
-                          {"llama_args", options_.llama_args}};
+                          {"llama_args", options_.llama_args},
+                          {"on", options_.on},
+                          {"split", options_.split}};
     const Json status = {{"model", source_.name()},
                          {"alias", options_.alias},
                          {"waiting", counts.waiting},
@@ -168,6 +177,7 @@ std::string Driver::status_json() {
                          {"idle_ms", counts.idle_ms},
                          {"weights_bytes", host_->weights_bytes()},
                          {"draining", counts.closed},
+                         {"parts", mesh_ == nullptr ? Json::array() : mesh_->parts()},
                          {"options", options}};
     return status.dump(-1, ' ', false, Json::error_handler_t::replace);
 }

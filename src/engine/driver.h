@@ -2,6 +2,7 @@
 
 #include "base/status.h"
 #include "engine/driver_options.h"
+#include "engine/mesh_device.h"
 #include "engine/model_source.h"
 #include "engine/request_queue.h"
 #include "engine/server_host.h"
@@ -38,12 +39,14 @@ public:
     std::string status_json();
 
 private:
-    Driver(ModelSource source, DriverOptions options, std::unique_ptr<ServerHost> host);
+    Driver(ModelSource source, DriverOptions options, std::unique_ptr<MeshDevice> mesh,
+           std::unique_ptr<ServerHost> host);
     RequestQueue::Tokens answer(Request & request, RequestQueue::Admission & admission);
     void refresh_status(); // status_mutex_ held
 
     const ModelSource source_; // keeps the blobs
     const DriverOptions options_;
+    const std::unique_ptr<MeshDevice> mesh_; // nullptr: all runs here; outlives the server
     const std::unique_ptr<ServerHost> host_; // outlives the queue's workers
     std::shared_ptr<RequestQueue> queue_;
 

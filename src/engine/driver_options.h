@@ -23,6 +23,9 @@ struct DriverOptions {
     int32_t max_waiting = 0;
     int64_t max_waiting_bytes = 0;
     std::vector<std::string> llama_args;
+    std::vector<std::string> on; // executors
+    std::vector<double> split;
+    std::string device; // of ggml, that layers are put on; empty: as gpu_layers says
     // Fraction of the weights loaded. False asks to give up; llama.cpp's server can't be stopped while it loads, so
     // that the load is undone at its end.
     std::function<bool(double fraction)> progress;

@@ -57,6 +57,20 @@ void read_options(const nlohmann::json & json, v1::ServeOptions & options) {
     options.set_embeddings(member<bool>(json, "embeddings"));
     options.set_max_waiting(member<int32_t>(json, "max_waiting"));
     options.set_max_waiting_bytes(member<int64_t>(json, "max_waiting_bytes"));
+    if (json.contains("on")) {
+        for (const nlohmann::json & address : json["on"]) options.add_on(address.get<std::string>());
+    }
+}
+
+void read_part(const nlohmann::json & json, v1::PartStatus & part) {
+    part.set_executor(member<std::string>(json, "executor"));
+    part.set_first_layer(member<int32_t>(json, "first_layer"));
+    part.set_last_layer(member<int32_t>(json, "last_layer"));
+    part.set_weights_bytes(member<int64_t>(json, "weights_bytes"));
+    part.set_bytes_out(member<int64_t>(json, "bytes_out"));
+    part.set_bytes_in(member<int64_t>(json, "bytes_in"));
+    part.set_graphs(member<int64_t>(json, "graphs"));
+    part.set_busy_ms(member<double>(json, "busy_ms"));
 }
 
 void read_driver_status(const nlohmann::json & json, v1::EngineStatus & status) {
@@ -77,6 +91,9 @@ void read_driver_status(const nlohmann::json & json, v1::EngineStatus & status) 
             slot.set_context_tokens(member<int32_t>(item, "context_tokens"));
             slot.set_used_tokens(member<int32_t>(item, "used_tokens"));
         }
+    }
+    if (json.contains("parts")) {
+        for (const nlohmann::json & part : json["parts"]) read_part(part, *status.add_parts());
     }
     if (json.contains("options")) read_options(json["options"], *status.mutable_options());
 }
@@ -117,6 +134,15 @@ grpc::Status DriverSlot::load(const v1::LoadRequest & request, const std::functi
     std::vector<const char *> llama_args;
     for (const std::string & argument : given.llama_args()) llama_args.push_back(argument.c_str());
     llama_args.push_back(nullptr);
+    std::vector<const char *> on;
+    for (const std::string & address : given.on()) on.push_back(address.c_str());
+    on.push_back(nullptr);
+    if (given.split_size() != 0 && given.split_size() != given.on_size()) {
+        const std::unique_lock lock(driver_mutex_);
+        loading_ = false;
+        loaded_.Clear();
+        return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "a split has one share for each executor");
+    }
 
     strata_driver_options options;
     STRATA_INIT(&options);
@@ -132,6 +158,8 @@ grpc::Status DriverSlot::load(const v1::LoadRequest & request, const std::functi
     options.max_waiting = given.max_waiting();
     options.max_waiting_bytes = given.max_waiting_bytes();
     options.llama_args = llama_args.data();
+    options.on = on.data();
+    options.split = given.split_size() == 0 ? nullptr : given.split().data();
     options.verify = true; // damage is found before it is used
     options.progress = [](const char *, uint64_t done, uint64_t total, void * user) {
         return (*static_cast<const std::function<bool(float)> *>(user))(static_cast<float>(done) /

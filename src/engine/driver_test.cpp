@@ -850,6 +850,11 @@ TEST(DriverEmbeddings, are_answered_and_can_be_cancelled_between_results) {
     EXPECT_EQ(two.prompt_tokens(), 8);
     Call base64(driver.get(), "/v1/embeddings", R"({"input":"a cat","encoding_format":"base64"})");
     EXPECT_EQ(base64.json()["data"][0]["embedding"].get<std::string>().size(), 2048u);
+    Call same(driver.get(), "/v1/embeddings", R"({"input":"a cat","dimensions":384})");
+    EXPECT_EQ(same.status(), 200) << same.body();
+    Call shorter(driver.get(), "/v1/embeddings", R"({"input":"a cat","dimensions":128})");
+    EXPECT_EQ(shorter.status(), 400) << shorter.body();
+    EXPECT_EQ(shorter.json()["error"]["param"], "dimensions");
 
     std::string long_text;
     for (int i = 0; i < 600; ++i) long_text += "cat ";

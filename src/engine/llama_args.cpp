@@ -234,7 +234,10 @@ absl::Status make_server_params(const DriverOptions & options, const std::filesy
         arguments.push_back(std::move(value));
     };
     if (options.threads > 0) add("--threads", std::to_string(options.threads));
-    if (options.gpu_layers != 0)
+    if (!options.device.empty()) {
+        add("--device", options.device);
+        add("--gpu-layers", "all");
+    } else if (options.gpu_layers != 0)
         add("--gpu-layers", options.gpu_layers < 0 ? "all" : std::to_string(options.gpu_layers));
     if (options.embeddings) arguments.push_back("--embeddings");
     params.model_alias = {options.alias};

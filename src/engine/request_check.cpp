@@ -1,5 +1,6 @@
 #include "engine/request_check.h"
 
+#include "base/api_error.h"
 #include "base/text.h"
 #include "engine/driver_limits.h"
 #include "engine/grammar_check.h"
@@ -22,6 +23,12 @@ using Json = nlohmann::ordered_json;
 template <typename... Args>
 absl::Status refused(fmt::format_string<Args...> format, Args &&... args) {
     return absl::InvalidArgumentError(fmt::format(format, std::forward<Args>(args)...));
+}
+
+// "FIELD must be …": `rest` goes on after the field's name.
+template <typename... Args>
+absl::Status bad_field(std::string_view field, fmt::format_string<Args...> rest, Args &&... args) {
+    return about_field(refused("{} {}", field, fmt::format(rest, std::forward<Args>(args)...)), field);
 }
 
 // ---------------------------------------------------------------------------------------------------- JSON itself
@@ -142,7 +149,7 @@ absl::Status check_integer(const Json & body, const IntegerField & field) {
     if (found == body.end() || found->is_null()) return absl::OkStatus();
     int64_t number = 0;
     if (!to_integer(*found, number) || number < field.low || number > field.high) {
-        return refused("{} must be an integer from {} to {}", field.name, field.low, field.high);
+        return bad_field(field.name, "must be an integer from {} to {}", field.low, field.high);
     }
     return absl::OkStatus();
 }
@@ -181,7 +188,7 @@ absl::Status check_real(const Json & body, const RealField & field) {
     if (found == body.end() || found->is_null()) return absl::OkStatus();
     const bool fits = found->is_number() && found->get<double>() >= field.low && found->get<double>() <= field.high;
     if (!fits) {
-        return refused("{} must be a number from {} to {}", field.name, field.low, field.high);
+        return bad_field(field.name, "must be a number from {} to {}", field.low, field.high);
     }
     return absl::OkStatus();
 }
@@ -194,7 +201,7 @@ absl::Status check_count(const Json & body, const char * name, size_t limit) {
         count = found->size();
     else if (found->is_string() && std::string_view(name) == "samplers")
         count = found->get_ref<const std::string &>().size();
-    if (count > limit) return refused("{} has {} entries, more than the limit of {}", name, count, limit);
+    if (count > limit) return bad_field(name, "has {} entries, more than the limit of {}", count, limit);
     return absl::OkStatus();
 }
 
@@ -214,8 +221,9 @@ size_t text_bytes(const Json & value) {
 absl::Status check_text(const Json & value, std::string_view name, const ModelBounds & bounds) {
     const size_t bytes = text_bytes(value);
     if (bytes > bounds.max_prompt_bytes) {
-        return absl::OutOfRangeError(
-            fmt::format("{} has {} bytes of text, more than the available context size can hold", name, bytes));
+        return about_field(absl::OutOfRangeError(fmt::format(
+                               "{} has {} bytes of text, more than the available context size can hold", name, bytes)),
+                           name);
     }
     return absl::OkStatus();
 }
@@ -226,8 +234,8 @@ absl::Status check_tokens(const Json & list, std::string_view name, const ModelB
         if (!item.is_number()) continue;
         int64_t token = 0;
         if (!to_integer(item, token) || token < 0 || token >= bounds.vocab_tokens) {
-            return refused("{} holds {}, which is no token of the model (0 to {})", name, item.dump(),
-                           bounds.vocab_tokens - 1);
+            return bad_field(name, "holds {}, which is no token of the model (0 to {})", item.dump(),
+                             bounds.vocab_tokens - 1);
         }
     }
     return absl::OkStatus();
@@ -239,21 +247,22 @@ absl::Status check_stops(const Json & body, const char * name) {
     if (found == body.end() || found->is_null() || found->is_string()) return absl::OkStatus();
     bool texts = found->is_array();
     for (const Json & item : *found) texts &= item.is_string();
-    if (!texts) return refused("{} must be a string or a list of strings", name);
+    if (!texts) return bad_field(name, "must be a string or a list of strings");
     return check_count(body, name, kMaxStops);
 }
 
 absl::Status check_bias(const Json & bias) {
     if (bias == false) return absl::OkStatus(); // never
     if (!bias.is_number() || !(std::abs(bias.get<double>()) <= kMaxSamplerNumber)) {
-        return refused("logit_bias must be numbers from {} to {}, or false", -kMaxSamplerNumber, kMaxSamplerNumber);
+        return bad_field("logit_bias", "must be numbers from {} to {}, or false", -kMaxSamplerNumber,
+                         kMaxSamplerNumber);
     }
     return absl::OkStatus();
 }
 
 absl::Status no_biased_token(std::string_view token, const ModelBounds & bounds) {
-    return refused("logit_bias names {}, which is no token of the model (0 to {})", printable(token, 60),
-                   bounds.vocab_tokens - 1);
+    return bad_field("logit_bias", "names {}, which is no token of the model (0 to {})", printable(token, 60),
+                     bounds.vocab_tokens - 1);
 }
 
 // {"5": 1, "text": false} or [[5, 1], ["text", false]]. The server ignores entries that it can't use, and cuts numbers
@@ -274,10 +283,10 @@ absl::Status check_logit_bias(const Json & body, const ModelBounds & bounds) {
         }
         return absl::OkStatus();
     }
-    if (!found->is_array()) return refused("logit_bias must be an object or a list of [token, bias]");
+    if (!found->is_array()) return bad_field("logit_bias", "must be an object or a list of [token, bias]");
     for (const Json & entry : *found) {
         if (!entry.is_array() || entry.size() != 2 || !(entry[0].is_number_integer() || entry[0].is_string())) {
-            return refused("logit_bias must be an object or a list of [token, bias]");
+            return bad_field("logit_bias", "must be an object or a list of [token, bias]");
         }
         int64_t number = 0;
         if (entry[0] == "") return no_biased_token("an empty text", bounds);
@@ -294,10 +303,11 @@ absl::Status check_logit_bias(const Json & body, const ModelBounds & bounds) {
 absl::Status check_lora(const Json & body) {
     const auto found = body.find("lora");
     if (found == body.end() || found->is_null() || (found->is_array() && found->empty())) return absl::OkStatus();
-    if (!found->is_array()) return refused("lora must be a list of objects with id and scale");
+    if (!found->is_array()) return bad_field("lora", "must be a list of objects with id and scale");
     const Json & first = found->front();
-    if (!first.is_object() || !first.contains("id")) return refused("lora must be a list of objects with id and scale");
-    return refused("lora names the adapter {}, but no adapters are loaded", printable(first["id"].dump(), 60));
+    if (!first.is_object() || !first.contains("id"))
+        return bad_field("lora", "must be a list of objects with id and scale");
+    return bad_field("lora", "names the adapter {}, but no adapters are loaded", printable(first["id"].dump(), 60));
 }
 
 bool holds_numbers(const Json & list) {
@@ -329,9 +339,9 @@ absl::StatusOr<Prompts> check_prompts(const Json & prompt, std::string_view name
         return prompts;
     }
     prompts.count = prompt.size();
-    if (prompts.count == 0) return refused("{} is an empty list", name);
+    if (prompts.count == 0) return bad_field(name, "is an empty list");
     if (prompts.count > limit)
-        return refused("{} has {} entries, more than the limit of {}", name, prompts.count, limit);
+        return bad_field(name, "has {} entries, more than the limit of {}", prompts.count, limit);
     for (const Json & item : prompt) {
         if (item.is_array()) STRATA_RETURN_IF_ERROR(check_tokens(item, name, bounds));
         STRATA_RETURN_IF_ERROR(check_text(item, name, bounds));
@@ -418,10 +428,10 @@ absl::Status check_sampling(const Json & body, const ModelBounds & bounds) {
     for (const IntegerField & field : kIntegers) STRATA_RETURN_IF_ERROR(check_integer(body, field));
     for (const RealField & field : kReals) STRATA_RETURN_IF_ERROR(check_real(body, field));
     for (const char * name : kInternal) {
-        if (body.contains(name)) return refused("{} is not a parameter of a request", name);
+        if (body.contains(name)) return bad_field(name, "is not a parameter of a request");
     }
     if (const auto found = body.find("backend_sampling"); found != body.end() && *found != false && !found->is_null()) {
-        return refused("backend_sampling is not supported");
+        return bad_field("backend_sampling", "is not supported");
     }
     // true (chat) or a number (completions)
     if (const auto found = body.find("logprobs"); found != body.end() && !found->is_boolean()) {
@@ -437,9 +447,16 @@ absl::Status check_sampling(const Json & body, const ModelBounds & bounds) {
     STRATA_RETURN_IF_ERROR(check_schemas(body));
     // CVE-2026-52130, CVE-2026-2069
     if (const auto found = body.find("grammar"); found != body.end() && found->is_string()) {
-        STRATA_RETURN_IF_ERROR(check_grammar(found->get_ref<const std::string &>()));
+        STRATA_RETURN_IF_ERROR(about_field(check_grammar(found->get_ref<const std::string &>()), "grammar"));
     }
     return absl::OkStatus();
+}
+
+// The server knows no shorter vectors and ignores the wish.
+absl::Status check_dimensions(const Json & body, const ModelBounds & bounds) {
+    const auto found = body.find("dimensions");
+    if (found == body.end() || found->is_null() || *found == bounds.embedding_size) return absl::OkStatus();
+    return bad_field("dimensions", "must be {}, the size of the model's vectors, or left out", bounds.embedding_size);
 }
 
 bool is_chat(BodyKind kind) {
@@ -451,13 +468,13 @@ bool is_chat(BodyKind kind) {
 absl::Status check_chat(BodyKind kind, const Json & body) {
     // Responses have `input`. That it is missing or of another type is the server's to say.
     const char * conversation = body.contains("messages") ? "messages" : "input";
-    if (body.contains(conversation) && is_empty_prompt(body[conversation])) return refused("{} is empty", conversation);
+    if (body.contains(conversation) && is_empty_prompt(body[conversation])) return bad_field(conversation, "is empty");
     if (kind == BodyKind::kMessages) {
-        if (!body.contains("max_tokens") || body["max_tokens"].is_null()) return refused("max_tokens is required");
+        if (!body.contains("max_tokens") || body["max_tokens"].is_null()) return bad_field("max_tokens", "is required");
         return check_integer(body, {"max_tokens", 1, INT32_MAX});
     }
     for (const char * name : {"max_tokens", "max_completion_tokens", "max_output_tokens"}) {
-        if (body.contains(name) && body[name] == 0) return refused("{} must be 1 or more, or -1 for no limit", name);
+        if (body.contains(name) && body[name] == 0) return bad_field(name, "must be 1 or more, or -1 for no limit");
     }
     return absl::OkStatus();
 }
@@ -477,13 +494,13 @@ absl::StatusOr<CheckedRequest> check_generation(BodyKind kind, const Json & body
         STRATA_RETURN_IF_ERROR(check_chat(kind, body));
         for (const char * name : {"messages", "input"}) {
             if (!body.contains(name)) continue;
-            STRATA_RETURN_IF_ERROR(check_media(body[name]));
+            STRATA_RETURN_IF_ERROR(about_field(check_media(body[name]), name));
         }
     } else if (body.contains("prompt")) {
         STRATA_ASSIGN_OR_RETURN(prompts, check_prompts(body["prompt"], "prompt", kMaxPrompts, bounds));
     }
     // The choices beside the first would wait for ever for the first one's prompt.
-    if (choices > 1 && prompts.any_empty) return refused("n must be 1 when prompt is empty");
+    if (choices > 1 && prompts.any_empty) return bad_field("n", "must be 1 when prompt is empty");
 
     CheckedRequest checked;
     checked.stream = body.contains("stream") && body["stream"] == true;
@@ -508,18 +525,19 @@ absl::StatusOr<CheckedRequest> check_request(BodyKind kind, std::string_view bod
     case BodyKind::kInfill:
         // The server goes on after it has found these wrong.
         for (const char * name : {"input_prefix", "input_suffix"}) {
-            if (!json.contains(name)) return refused("{} is required", name);
+            if (!json.contains(name)) return bad_field(name, "is required");
             STRATA_RETURN_IF_ERROR(check_prompts(json[name], name, 1, bounds).status());
         }
-        if (json.contains("prompt") && !json["prompt"].is_string()) return refused("prompt must be a string");
+        if (json.contains("prompt") && !json["prompt"].is_string()) return bad_field("prompt", "must be a string");
         if (json.contains("input_extra"))
             STRATA_RETURN_IF_ERROR(check_text(json["input_extra"], "input_extra", bounds));
         return check_generation(kind, json, bounds);
     case BodyKind::kCompletion:
-        if (!json.contains("prompt")) return refused("prompt is required");
+        if (!json.contains("prompt")) return bad_field("prompt", "is required");
         return check_generation(kind, json, bounds);
     case BodyKind::kEmbedding:
         STRATA_RETURN_IF_ERROR(check_integer(json, {"embd_normalize", -1, 1 << 10}));
+        STRATA_RETURN_IF_ERROR(check_dimensions(json, bounds));
         for (const char * name : {"input", "content"}) {
             if (!json.contains(name)) continue;
             STRATA_RETURN_IF_ERROR(check_prompts(json[name], name, kMaxInputs, bounds).status());
@@ -535,7 +553,7 @@ absl::StatusOr<CheckedRequest> check_request(BodyKind kind, std::string_view bod
         return CheckedRequest{};
     case BodyKind::kTokens:
         if (json.contains("tokens")) {
-            if (!json["tokens"].is_array()) return refused("tokens must be a list of integers");
+            if (!json["tokens"].is_array()) return bad_field("tokens", "must be a list of integers");
             STRATA_RETURN_IF_ERROR(check_tokens(json["tokens"], "tokens", bounds));
         }
         if (json.contains("content") && json["content"].is_array()) {

@@ -16,6 +16,7 @@ struct ModelBounds {
     int32_t slots = 1;
     int32_t vocab_tokens = 0;
     size_t max_prompt_bytes = 0; // beyond it a text can't fit the context, whatever it tokenizes to
+    int32_t embedding_size = 0;  // numbers in a vector
 };
 
 struct CheckedRequest {
@@ -25,8 +26,9 @@ struct CheckedRequest {
 
 // Looks at the body of a request before llama.cpp's server does: what would abort, hang or exhaust the server, would
 // wrap around in it, or would be clamped or ignored by it without a word, is refused with kInvalidArgument and a
-// sentence that names the field. kOutOfRange: a text that is longer than the context. Everything else is left to the
-// server, which answers it well. The cases that it guards against stand beside each check.
+// sentence that names the field, which field_of() gives too. kOutOfRange: a text that is longer than the context.
+// Everything else is left to the server, which answers it well. The cases that it guards against stand beside each
+// check.
 absl::StatusOr<CheckedRequest> check_request(BodyKind kind, std::string_view body, const ModelBounds & bounds);
 
 } // namespace strata::engine

@@ -1,6 +1,8 @@
+#include "base/api_error.h"
 #include "engine/driver_limits.h"
 #include "engine/request_check.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -12,7 +14,7 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr ModelBounds kBounds = {/*slots*/ 4, /*vocab_tokens*/ 1000, /*max_prompt_bytes*/ 1000};
+constexpr ModelBounds kBounds = {/*slots*/ 4, /*vocab_tokens*/ 1000, /*max_prompt_bytes*/ 1000, /*embedding_size*/ 384};
 
 std::string refusal(BodyKind kind, const std::string & body) {
     const auto checked = check_request(kind, body, kBounds);
@@ -38,6 +40,31 @@ TEST(RequestCheck, takes_honest_bodies) {
         "");
     EXPECT_EQ(refusal(BodyKind::kEmbedding, R"({"input":["a","b",[1,2]]})"), "");
     EXPECT_EQ(refusal(BodyKind::kTokens, R"({"tokens":[0,999]})"), "");
+}
+
+TEST(RequestCheck, vectors_have_the_size_of_the_model) {
+    for (const char * taken : {"384", "384.0", "null"}) {
+        EXPECT_EQ(refusal(BodyKind::kEmbedding, fmt::format(R"({{"input":"a","dimensions":{}}})", taken)), "") << taken;
+    }
+    for (const char * wrong : {"128", "385", "0", "-1", "384.5", "\"384\"", "[384]"}) {
+        EXPECT_THAT(refusal(BodyKind::kEmbedding, fmt::format(R"({{"input":"a","dimensions":{}}})", wrong)),
+                    HasSubstr("dimensions must be 384"))
+            << wrong;
+    }
+}
+
+TEST(RequestCheck, says_which_field_is_wrong) {
+    const auto field = [](BodyKind kind, const std::string & body) {
+        return field_of(check_request(kind, body, kBounds).status());
+    };
+    EXPECT_EQ(field(BodyKind::kCompletion, R"({"prompt":"x","top_p":2})"), "top_p");
+    EXPECT_EQ(field(BodyKind::kCompletion, R"({"prompt":"x","logit_bias":5})"), "logit_bias");
+    EXPECT_EQ(field(BodyKind::kCompletion, R"({"prompt":"x","grammar":"%llguidance {}"})"), "grammar");
+    EXPECT_EQ(field(BodyKind::kCompletion, "{}"), "prompt");
+    EXPECT_EQ(field(BodyKind::kCompletion, R"({"prompt":")" + std::string(2000, 'a') + R"("})"), "prompt");
+    EXPECT_EQ(field(BodyKind::kChat, R"({"messages":[{"content":[{"image_url":{"url":"http://x"}}]}]})"), "messages");
+    EXPECT_EQ(field(BodyKind::kEmbedding, R"({"input":[]})"), "input");
+    EXPECT_EQ(field(BodyKind::kCompletion, "{"), "");
 }
 
 TEST(RequestCheck, tells_where_json_is_malformed) {
@@ -248,7 +275,7 @@ TEST(RequestCheck, bounds_the_work_of_the_schema_converter) {
         tools += R"({"type":"function","function":{"name":"f","parameters":)" + object(0, 10) + "}}";
     }
     EXPECT_THAT(completion(R"("json_schema":{"allOf":[)" + merged + "]}"), HasSubstr("schemas are too large"));
-    const ModelBounds roomy = {4, 1000, 1 << 20};
+    const ModelBounds roomy = {4, 1000, 1 << 20, 384};
     EXPECT_TRUE(check_request(BodyKind::kChat, "{" + kHi + R"(,"tools":[)" + tools + "]}", roomy).ok());
     EXPECT_THAT(refusal(BodyKind::kChat, "{" + kHi +
                                              R"(,"response_format":{"type":"json_schema","json_schema":{"schema":)" +

@@ -171,13 +171,15 @@ absl::StatusOr<std::unique_ptr<ServerHost>> ServerHost::load(const DriverOptions
         state->context.set_state_callback(nullptr);
         state->routes->update_meta(state->context);
         const server_context_meta meta = state->context.get_meta();
-        const llama_vocab * vocab = llama_model_get_vocab(llama_get_model(state->context.get_llama_context()));
+        const llama_model * loaded = llama_get_model(state->context.get_llama_context());
+        const llama_vocab * vocab = llama_model_get_vocab(loaded);
         state->weights_bytes = meta.model_size;
         state->slot_context_tokens = meta.slot_n_ctx;
         state->bounds.slots = options.slots;
         state->bounds.vocab_tokens = meta.model_vocab_n_tokens;
         state->bounds.max_prompt_bytes =
             (static_cast<size_t>(meta.slot_n_ctx) + 1) * longest_token_bytes(vocab) + kPromptSlackBytes;
+        state->bounds.embedding_size = llama_model_n_embd_out(loaded);
     } catch (const std::bad_alloc &) {
         return absl::ResourceExhaustedError(fmt::format("cannot load {}: out of memory", model.string()));
     } catch (const std::exception & e) {

@@ -36,9 +36,8 @@ Device::Device(ggml_backend_dev_t device, int threads)
     const auto end = lookup<decltype(&ggml_threadpool_free)>(device, "ggml_threadpool_free");
     if (threads > 1 && make != nullptr && use != nullptr && end != nullptr) {
         ggml_threadpool_params params = ggml_threadpool_params_default(threads);
-        threadpool_ = std::shared_ptr<void>(make(&params), [end](void * pool) {
-            end(static_cast<ggml_threadpool_t>(pool));
-        });
+        threadpool_ =
+            std::shared_ptr<void>(make(&params), [end](void * pool) { end(static_cast<ggml_threadpool_t>(pool)); });
         use(backend_.get(), static_cast<ggml_threadpool_t>(threadpool_.get()));
     }
 }

@@ -13,9 +13,9 @@
 namespace strata::executor {
 
 struct ExecutorOptions {
-    std::string name;           // for people
-    std::string build;          // of the engine; drivers and peers of another one are refused
-    std::string folder;         // for weights that come over the network
+    std::string name;                         // for people
+    std::string build;                        // of the engine; drivers and peers of another one are refused
+    std::string folder;                       // for weights that come over the network
     uint64_t memory_limit_bytes = UINT64_MAX; // for each driver
     uint64_t kept_weights_bytes = UINT64_MAX; // of weights that nobody uses now
     std::function<void(const std::string &)> log = [](const std::string &) {};

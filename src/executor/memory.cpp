@@ -32,9 +32,11 @@ absl::Status Memory::add(uint32_t id, wire::Segment range) {
         (next != buffers_.begin() && std::prev(next)->second->range.end() > range.address)) {
         return absl::InvalidArgumentError(fmt::format("buffer {} overlaps another one", id));
     }
-    void * base = mmap(nullptr, range.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void * base =
+        mmap(nullptr, range.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) {
-        return absl::ResourceExhaustedError(fmt::format("cannot map {}: {}", human_bytes(range.bytes), strerror(errno)));
+        return absl::ResourceExhaustedError(
+            fmt::format("cannot map {}: {}", human_bytes(range.bytes), strerror(errno)));
     }
     auto buffer = std::make_unique<Buffer>();
     buffer->range = range;

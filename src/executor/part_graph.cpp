@@ -27,10 +27,6 @@ uint64_t span_bytes(const ggml_tensor & tensor) {
     return bytes <= kMaxTensorBytes ? static_cast<uint64_t>(bytes) : 0;
 }
 
-bool only_views(ggml_op op) {
-    return op == GGML_OP_VIEW || op == GGML_OP_RESHAPE || op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
-}
-
 // Whether a device would rather have the weight of `node` in memory of this type. As llama.cpp asks: the weight in an
 // empty buffer.
 bool prefers(const DeviceTraits & device, ggml_backend_buffer_type_t buft, const ggml_tensor & node) {
@@ -73,7 +69,7 @@ absl::Status PartGraph::add(const wire::GraphTensor & from, size_t place, Memory
     for (int i = 0; i < GGML_MAX_DIMS; ++i) {
         tensor->ne[i] = from.ne[i];
         tensor->nb[i] = from.nb[i];
-        if (tensor->ne[i] < 1 || tensor->ne[i] > INT32_MAX) return wrong(place, "a dimension is out of range");
+        if (tensor->ne[i] > INT32_MAX) return wrong(place, "a dimension is out of range");
     }
     if (tensor->ne[0] % ggml_blck_size(tensor->type) != 0) return wrong(place, "a row is not whole blocks");
     if (ggml_blck_size(tensor->type) > 1 && tensor->nb[0] != ggml_type_size(tensor->type)) {
@@ -82,13 +78,18 @@ absl::Status PartGraph::add(const wire::GraphTensor & from, size_t place, Memory
     std::copy(from.op_params.begin(), from.op_params.end(), tensor->op_params);
     tensors_.push_back(tensor);
 
+    if (tensor->op == GGML_OP_NONE && !from.sources.empty()) return wrong(place, "a leaf has no sources");
+    if (ggml_is_empty(tensor)) { // no kernel looks where it lies
+        if (tensor->op != GGML_OP_NONE) return wrong(place, "it computes nothing");
+        static uint8_t nothing[64];
+        tensor->data = nothing;
+        return absl::OkStatus();
+    }
     const uint64_t bytes = span_bytes(*tensor);
     if (bytes == 0) return wrong(place, "it is too large");
     if (tensor->op == GGML_OP_NONE) {
-        if (!from.sources.empty()) return wrong(place, "a leaf has no sources");
         return resolve_leaf(*tensor, from.address, memory, weights);
     }
-    if (only_views(tensor->op)) return wrong(place, "views are sent as leafs");
     STRATA_ASSIGN_OR_RETURN(tensor->data, memory.for_writing({from.address, bytes}));
     tensor->buffer = memory.buffer(from.address);
     tensor->flags |= GGML_TENSOR_FLAG_COMPUTE;
@@ -96,7 +97,9 @@ absl::Status PartGraph::add(const wire::GraphTensor & from, size_t place, Memory
         if (from.sources[i] != wire::GraphTensor::kNone) tensor->src[i] = tensors_[from.sources[i]];
     }
     STRATA_RETURN_IF_ERROR(check_op(*tensor));
-    if (!index_rules(*tensor).empty()) checks_.push_back({graph_->n_nodes});
+    for (const IndexRule & rule : index_rules(*tensor)) {
+        checks_.push_back({graph_->n_nodes, written_before(*rule.index)});
+    }
     graph_->nodes[graph_->n_nodes++] = tensor;
     return absl::OkStatus();
 }
@@ -129,7 +132,8 @@ void PartGraph::place_weights(const DeviceTraits & device) {
         for (ggml_backend_buffer_type_t buft : device.extra_bufts) {
             int users = 0;
             const bool all = std::all_of(graph_->nodes, graph_->nodes + graph_->n_nodes, [&](const ggml_tensor * node) {
-                if (std::find(node->src, node->src + GGML_MAX_SRC, leaf.tensor) == node->src + GGML_MAX_SRC) return true;
+                if (std::find(node->src, node->src + GGML_MAX_SRC, leaf.tensor) == node->src + GGML_MAX_SRC)
+                    return true;
                 ++users;
                 const bool first_only =
                     node->src[0] == leaf.tensor &&
@@ -158,7 +162,7 @@ void PartGraph::count_uses() {
     }
 }
 
-absl::Status PartGraph::run(ggml_backend_t backend) {
+absl::Status PartGraph::run(ggml_backend_t backend) try {
     int begin = 0;
     const auto compute_until = [&](int end) -> absl::Status {
         if (end == begin) return absl::OkStatus();
@@ -169,13 +173,31 @@ absl::Status PartGraph::run(ggml_backend_t backend) {
         return absl::InternalError(fmt::format("ggml: {}", ggml_status_to_string(status)));
     };
     for (const Check & check : checks_) {
-        const ggml_tensor & node = *graph_->nodes[check.node];
-        for (const IndexRule & rule : index_rules(node)) {
-            if (rule.index->op != GGML_OP_NONE) STRATA_RETURN_IF_ERROR(compute_until(check.node));
-            STRATA_RETURN_IF_ERROR(check_indices(rule));
-        }
+        if (!check.late) STRATA_RETURN_IF_ERROR(this->check(check));
+    }
+    for (const Check & check : checks_) {
+        if (!check.late) continue;
+        STRATA_RETURN_IF_ERROR(compute_until(check.node));
+        STRATA_RETURN_IF_ERROR(this->check(check));
     }
     return compute_until(graph_->n_nodes);
+} catch (const std::bad_alloc &) { // of ggml's scratch memory
+    return absl::ResourceExhaustedError("no memory to run a graph");
+}
+
+absl::Status PartGraph::check(const Check & check) const {
+    for (const IndexRule & rule : index_rules(*graph_->nodes[check.node])) STRATA_RETURN_IF_ERROR(check_indices(rule));
+    return absl::OkStatus();
+}
+
+// By addresses: whoever sent the graph may have let tensors overlap.
+bool PartGraph::written_before(const ggml_tensor & tensor) const {
+    const auto * begin = static_cast<const uint8_t *>(tensor.data);
+    const auto * end = begin + ggml_nbytes(&tensor);
+    return std::any_of(graph_->nodes, graph_->nodes + graph_->n_nodes, [&](const ggml_tensor * node) {
+        const auto * written = static_cast<const uint8_t *>(node->data);
+        return written < end && begin < written + ggml_nbytes(node);
+    });
 }
 
 } // namespace strata::executor

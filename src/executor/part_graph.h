@@ -40,14 +40,18 @@ public:
     absl::Status run(ggml_backend_t backend);
 
 private:
+    // Indices that a node relies on. `late`: an earlier node of the graph writes them.
     struct Check {
-        int node = 0; // before this one
+        int node = 0;
+        bool late = false;
     };
 
     absl::Status add(const wire::GraphTensor & from, size_t place, Memory & memory, BoundWeights & weights);
     absl::Status resolve_leaf(ggml_tensor & tensor, uint64_t address, Memory & memory, BoundWeights & weights);
     void place_weights(const DeviceTraits & device);
     void count_uses();
+    bool written_before(const ggml_tensor & tensor) const;
+    absl::Status check(const Check & check) const;
 
     ggml_context_ptr context_;
     ggml_cgraph * graph_ = nullptr;

@@ -12,8 +12,8 @@
 
 namespace strata::executor {
 
-Session::Session(Executor & executor, Device & device, std::shared_ptr<wire::Channel> channel, const wire::Hello & hello,
-                 uint64_t memory_limit_bytes)
+Session::Session(Executor & executor, Device & device, std::shared_ptr<wire::Channel> channel,
+                 const wire::Hello & hello, uint64_t memory_limit_bytes)
     : executor_(executor)
     , device_(device)
     , channel_(std::move(channel))
@@ -23,7 +23,8 @@ Session::Session(Executor & executor, Device & device, std::shared_ptr<wire::Cha
 
 Session::~Session() = default;
 
-// ------------------------------------------------------------------------------------------------------------- arrivals
+// -------------------------------------------------------------------------------------------------------------
+// arrivals
 
 absl::Status Session::on_frame(const wire::Frame & frame) {
     if (frame.header.type == wire::FrameType::kWeight) return receive_weight(frame);
@@ -103,7 +104,8 @@ absl::Status Session::receive_weight(const wire::Frame & frame) {
     return absl::OkStatus();
 }
 
-// ------------------------------------------------------------------------------------------------------------- the queue
+// ------------------------------------------------------------------------------------------------------------- the
+// queue
 
 Work::Outcome Session::work() {
     while (true) {
@@ -151,8 +153,7 @@ Work::Outcome Session::work() {
         if (whole) {
             done_sequence_.store(frame.header.sequence);
             room_.notify_all();
-            if (++frames_since_progress_ >= kFramesPerProgress ||
-                graphs_run_ - graphs_told_ >= kGraphsPerProgress) {
+            if (++frames_since_progress_ >= kFramesPerProgress || graphs_run_ - graphs_told_ >= kGraphsPerProgress) {
                 const auto body = wire::encode(wire::Progress{frame.header.sequence, graphs_run_, busy_ns_});
                 const std::span<const uint8_t> piece = body;
                 send(wire::FrameType::kProgress, std::span(&piece, 1));
@@ -189,7 +190,8 @@ void Session::answer(const Digest & digest, wire::WeightState state) {
     channel_->send(header, body);
 }
 
-// -------------------------------------------------------------------------------------------------------------- commands
+// --------------------------------------------------------------------------------------------------------------
+// commands
 
 absl::StatusOr<Session::Step> Session::execute(const wire::NewBuffer & command) {
     STRATA_RETURN_IF_ERROR(memory_.add(command.id, command.range));
@@ -254,9 +256,8 @@ absl::StatusOr<Session::Step> Session::execute(const wire::BindWeight & command)
     }
     bound.weight = executor_.weights().find(command.digest);
     if (bound.weight != nullptr && bound.weight->bytes().size() != bound.bytes) {
-        return absl::InvalidArgumentError(
-            fmt::format("weight {} has {} bytes, not {}", command.digest.to_string(), bound.weight->bytes().size(),
-                        bound.bytes));
+        return absl::InvalidArgumentError(fmt::format("weight {} has {} bytes, not {}", command.digest.to_string(),
+                                                      bound.weight->bytes().size(), bound.bytes));
     }
     const bool have = bound.weight != nullptr;
     if (have) weights_bytes_ += bound.bytes;
@@ -290,7 +291,8 @@ absl::StatusOr<Session::Step> Session::execute(const wire::UnbindWeight & comman
 }
 
 absl::StatusOr<Session::Step> Session::execute(const wire::DefineGraph & command) {
-    if (wire::Graph::hash(command.graph) != command.hash) return absl::InvalidArgumentError("a graph with a wrong hash");
+    if (wire::Graph::hash(command.graph) != command.hash)
+        return absl::InvalidArgumentError("a graph with a wrong hash");
     if (graphs_.contains(command.hash)) return Step::kDone;
     if (graphs_.size() >= kMaxGraphs || graph_bytes_ + command.graph.size() > kMaxGraphBytes) {
         return absl::ResourceExhaustedError("too many graphs");
@@ -370,7 +372,7 @@ absl::StatusOr<Session::Step> Session::execute(const wire::Expect & command) {
 
 absl::StatusOr<Session::Step> Session::execute(const wire::Read & command) {
     STRATA_ASSIGN_OR_RETURN(auto pieces, gather(command.from));
-    const auto head = wire::encode(wire::ResultHead{command.id});
+    const auto head = wire::encode(wire::ResultHead{command.id, graphs_run_, busy_ns_});
     pieces.insert(pieces.begin(), std::span<const uint8_t>(head));
     send(wire::FrameType::kResult, pieces);
     return Step::kDone;

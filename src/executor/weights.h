@@ -26,8 +26,8 @@ public:
     const Digest & digest() const { return digest_; }
     std::span<const uint8_t> bytes() const { return bytes_; } // as in the model's file
 
-    // The weight in a device's own layout (CPU_REPACK), made on first use: a tensor whose data, buffer and extra a graph's
-    // tensor takes over. nullptr when `type` gains nothing from it. buft: where to put it.
+    // The weight in a device's own layout (CPU_REPACK), made on first use: a tensor whose data, buffer and extra a
+    // graph's tensor takes over. nullptr when `type` gains nothing from it. buft: where to put it.
     const ggml_tensor * repacked(ggml_backend_buffer_type_t buft, ggml_type type, const int64_t * ne);
     uint64_t repacked_bytes() const;
 
@@ -52,8 +52,8 @@ public:
 
     std::shared_ptr<Weight> find(const Digest & digest);
 
-    // Takes the next piece of a weight's bytes from one sender. True when the weight is whole now: its hash was compared,
-    // and find() gives it. An error names what is wrong with it, and forgets the bytes.
+    // Takes the next piece of a weight's bytes from one sender. True when the weight is whole now: its hash was
+    // compared, and find() gives it. An error names what is wrong with it, and forgets the bytes.
     class Receiver;
     std::unique_ptr<Receiver> receive(const Digest & digest, uint64_t total_bytes);
 

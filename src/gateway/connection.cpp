@@ -358,7 +358,7 @@ Task<bool> Connection::dispatch() {
 
 // ------------------------------------------------------------------------------------------------- answers --------
 
-Connection::Answer Connection::error_answer(int status, std::string_view message) const {
+Connection::Answer Connection::error_answer(int status, std::string_view message, std::string_view field) const {
     Answer answer;
     answer.status = status;
     if (ConnectBridge::is_connect_path(exchange_.path)) {
@@ -387,7 +387,7 @@ Connection::Answer Connection::error_answer(int status, std::string_view message
         }
         answer.body = ConnectBridge::error_body(code, message);
     } else {
-        answer.body = error_body(exchange_.path, status, message);
+        answer.body = error_body(exchange_.path, status, message, {.param = field});
     }
     return answer;
 }
@@ -485,7 +485,7 @@ Task<bool> Connection::relay_to_backend() {
     absl::StatusOr<std::string> model = body.scanner->finish();
     body.scanner.reset();
     if (!model.ok()) {
-        Answer answer = error_answer(400, std::string(model.status().message()));
+        Answer answer = error_answer(400, std::string(model.status().message()), field_of(model.status()));
         co_return co_await respond(std::move(answer));
     }
     ApiRequest request;

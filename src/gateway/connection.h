@@ -89,7 +89,7 @@ private:
     // Waits for the next batch that has something in it; nothing when the client has left.
     Task<bool> next_batch(ResponseQueue & queue, ResponseQueue::Batch & batch);
 
-    Answer error_answer(int status, std::string_view message) const;
+    Answer error_answer(int status, std::string_view message, std::string_view field = {}) const;
     // Answers with an error and ends the connection; counts the refusal.
     Task<bool> refuse(int status, std::string_view message, const char * reason);
     Task<bool> respond(Answer answer);

@@ -157,6 +157,8 @@ TEST_F(Http, ErrorsHaveTheShapeOfTheApi) {
         answer = ask(post("/v1/chat/completions", body));
         EXPECT_EQ(answer.status, 400) << body;
         EXPECT_TRUE(nlohmann::json::parse(answer.body)["error"]["message"].is_string());
+        EXPECT_EQ(nlohmann::json::parse(answer.body)["error"]["param"] == "model",
+                  body == std::string(R"({"model":7})"));
     }
     EXPECT_EQ(ask(post("/v1/completions", "{}", "Content-Encoding: gzip\r\n")).status, 415);
     EXPECT_EQ(backend.count(), 0u);

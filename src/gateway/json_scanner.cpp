@@ -1,5 +1,6 @@
 #include "gateway/json_scanner.h"
 
+#include "base/api_error.h"
 #include "base/text.h"
 
 #include <fmt/format.h>
@@ -63,6 +64,11 @@ bool is_number(std::string_view text) {
 void JsonScanner::fail(std::string_view what) {
     error_ =
         absl::InvalidArgumentError(fmt::format("the request body is not valid JSON: {} at byte {}", what, offset_));
+}
+
+void JsonScanner::fail_model(std::string_view what) {
+    error_ = about_field(absl::InvalidArgumentError(fmt::format("model {}, at byte {} of the body", what, offset_)),
+                         "model");
 }
 
 void JsonScanner::feed(std::string_view bytes) {
@@ -133,7 +139,7 @@ void JsonScanner::structural(char c) {
         if (!value_allowed) break;
         if (stack_.empty() && c == '[') return fail("an array instead of an object");
         if (stack_.size() >= max_depth_) return fail(fmt::format("nested deeper than {} levels", max_depth_));
-        if (stack_.size() == 1 && key_is_model_) return fail("\"model\" is not a string");
+        if (stack_.size() == 1 && key_is_model_) return fail_model("is not a string");
         stack_ += c;
         expect_ = c == '{' ? Expect::kFirstKey : Expect::kFirstValue;
         return;
@@ -157,7 +163,7 @@ void JsonScanner::structural(char c) {
     default:
         if (!value_allowed || !is_word_byte(c)) break;
         if (stack_.empty()) return fail("not an object");
-        if (stack_.size() == 1 && key_is_model_ && c != 'n') return fail("\"model\" is not a string");
+        if (stack_.size() == 1 && key_is_model_ && c != 'n') return fail_model("is not a string");
         word_ = c;
         token_ = Token::kWord;
         return;
@@ -186,7 +192,7 @@ void JsonScanner::end_string() {
         if (string_is_key_) {
             key_is_model_ = text == "model";
         } else {
-            if (text.size() > kMaxCapture) return fail("a model name that is too long");
+            if (text.size() > kMaxCapture) return fail_model("is too long a name");
             model_ = std::move(text);
         }
     }

@@ -19,7 +19,8 @@ public:
 
     // Takes the next bytes. After the first error all further bytes are ignored.
     void feed(std::string_view bytes);
-    // The model's name, empty when the body names none. InvalidArgument when what was fed is not one JSON object.
+    // The model's name, empty when the body names none. InvalidArgument when what was fed is not one JSON object; about
+    // the field "model" (field_of) when that is what is wrong.
     absl::StatusOr<std::string> finish();
 
 private:
@@ -41,6 +42,7 @@ private:
     void close(char opener);
     void value_done();
     void fail(std::string_view what);
+    void fail_model(std::string_view what);
 
     const size_t max_depth_;
     uint64_t offset_ = 0; // of the byte looked at

@@ -33,6 +33,22 @@ absl::StatusOr<oci::Descriptor> pick_manifest(const oci::Index & index, std::str
                                            layout.native(), fmt::join(known, ", ")));
 }
 
+// strata names files by their place, whatever the manifest says; but it keeps the manifest as it is, and other tools
+// that read it from the store would write a layer to a wrong or to any other file.
+absl::Status check_file_names(const oci::Manifest & manifest, const ModelIndex & index, std::string_view what) {
+    size_t layer = 0;
+    for (const oci::Descriptor & blob : manifest.layers) {
+        if (blob.media_type != oci::kMediaWeight) continue;
+        const std::string expected = shard_file_name(layer++, index.layers.size());
+        const std::string_view given = blob.annotation(oci::kAnnotationFilePath);
+        if (given == expected) continue;
+        return absl::InvalidArgumentError(
+            fmt::format("{} calls its layer {} \"{}\" instead of {}; import the model's GGUF file instead", what,
+                        layer - 1, printable(given), expected));
+    }
+    return absl::OkStatus();
+}
+
 // Copies a model's blobs, all of which the target keeps by `lease` afterwards.
 class Copier {
 public:
@@ -100,6 +116,7 @@ absl::StatusOr<Digest> Store::import_oci(const std::filesystem::path & layout, s
     const LoadedModel & model = **loaded;
     STRATA_ASSIGN_OR_RETURN(const std::string text, source.read_document(manifest, limits::kManifestBytes));
     STRATA_ASSIGN_OR_RETURN(const oci::Manifest parsed, oci::parse_manifest(text, what));
+    STRATA_RETURN_IF_ERROR(check_file_names(parsed, *model.index, what));
 
     std::vector<Digest> copied;
     const auto copy = [&]() -> absl::Status {
@@ -125,7 +142,8 @@ absl::StatusOr<Digest> Store::import_oci(const std::filesystem::path & layout, s
         if (!lineage) {
             lineage.emplace();
             lineage->operation = "import";
-            lineage->origin = fmt::format("oci:{}:{}", layout.native(), printable(reference));
+            lineage->origin =
+                fmt::format("oci:{}{}{}", layout.native(), reference.empty() ? "" : ":", printable(reference));
             lineage->created_unix_ms = unix_ms(Clock::real().wall());
         }
         oci::Descriptor named = manifest;

@@ -105,12 +105,8 @@ bool StoreFiles::is_whole(const Digest & digest, uint64_t size) const {
     if (blob_size(digest) != size) return false;
     const absl::StatusOr<OpenFile> file = open_regular(blob(digest));
     if (!file.ok()) return false;
-    Sha256 hasher;
-    const absl::Status read = read_range(*file, blob(digest), 0, size, [&](std::span<const std::byte> piece) {
-        hasher.update(piece);
-        return absl::OkStatus();
-    });
-    return read.ok() && hasher.finish() == digest;
+    const absl::StatusOr<Digest> found = hash_range(*file, blob(digest), 0, size);
+    return found.ok() && *found == digest;
 }
 
 absl::StatusOr<std::string> StoreFiles::read_blob(const Digest & digest, uint64_t limit) const {
@@ -186,6 +182,16 @@ absl::Status read_range(const OpenFile & file, const std::filesystem::path & pat
         length -= static_cast<uint64_t>(got);
     }
     return absl::OkStatus();
+}
+
+absl::StatusOr<Digest> hash_range(const OpenFile & file, const std::filesystem::path & path, uint64_t offset,
+                                  uint64_t length, const std::function<absl::Status(uint64_t)> & advance) {
+    Sha256 hasher;
+    STRATA_RETURN_IF_ERROR(read_range(file, path, offset, length, [&](std::span<const std::byte> piece) {
+        hasher.update(piece);
+        return advance ? advance(piece.size()) : absl::OkStatus();
+    }));
+    return hasher.finish();
 }
 
 absl::StatusOr<std::string> read_regular(const std::filesystem::path & path, uint64_t limit) {

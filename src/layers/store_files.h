@@ -112,6 +112,9 @@ absl::StatusOr<std::string> read_regular(const std::filesystem::path & path, uin
 // Hands `length` bytes from `offset` of a file to `consume` piece by piece; kDataLoss when the file ends before.
 absl::Status read_range(const OpenFile & file, const std::filesystem::path & path, uint64_t offset, uint64_t length,
                         const std::function<absl::Status(std::span<const std::byte>)> & consume);
+// The digest of the same bytes. `advance`, if any, gets the length of each piece; its error ends the reading.
+absl::StatusOr<Digest> hash_range(const OpenFile & file, const std::filesystem::path & path, uint64_t offset,
+                                  uint64_t length, const std::function<absl::Status(uint64_t)> & advance = {});
 
 // Calls `visit` with the name of each entry of a folder. In no order.
 absl::Status for_each_entry(const std::filesystem::path & folder,

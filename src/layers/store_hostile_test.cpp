@@ -78,6 +78,12 @@ protected:
 TEST_F(HostileStoreTest, TheUnchangedModelIsTaken) {
     plant(nullptr, nullptr);
     ASSERT_OK(store_->find(model_name("bad")));
+    auto other = Store::open(folder_.path() / "other");
+    ASSERT_OK(other);
+    for (const auto & [reference, origin] : {std::pair("", ""), {"bad:latest", ":bad:latest"}}) {
+        ASSERT_OK((*other)->import_oci(root(), reference, model_name("x"), nullptr));
+        EXPECT_EQ((*other)->find(model_name("x"))->lineage->origin, "oci:" + root().native() + origin);
+    }
 }
 
 TEST_F(HostileStoreTest, ADigestThatIsAPathIsRefused) {
@@ -173,6 +179,17 @@ TEST_F(HostileStoreTest, ManifestsThatAreNoModelsAreRefused) {
     expect_refused("was it compressed");
     plant(nullptr, [](std::string & manifest) { manifest.resize(manifest.size() / 2); });
     expect_refused("not valid JSON");
+}
+
+TEST_F(HostileStoreTest, AFileNameThatIsNotTheLayersIsNotImported) {
+    for (const char * path : {"../../../../home/me/.bashrc", "model-00002-of-00005.gguf", ""}) {
+        plant(nullptr, [&](std::string & manifest) { replace(manifest, "model-00003-of-00005.gguf", path); });
+        auto other = Store::open(folder_.path() / "other");
+        ASSERT_OK(other);
+        EXPECT_THAT(status_text((*other)->import_oci(root(), "", model_name("x"), nullptr)),
+                    HasSubstr(fmt::format("calls its layer 2 \"{}\"", path)));
+        EXPECT_THAT(*(*other)->list(), IsEmpty());
+    }
 }
 
 TEST_F(HostileStoreTest, ATruncatedIndexSaysWhatToDo) {

@@ -143,12 +143,8 @@ std::string damaged_tensors(const OpenFile & file, const std::filesystem::path &
                             const std::vector<TensorEntry> & tensors) {
     std::vector<std::string> damaged;
     for (const TensorEntry & tensor : tensors) {
-        Sha256 hasher;
-        const absl::Status read = read_range(file, path, tensor.offset, tensor.length, [&](auto piece) {
-            hasher.update(piece);
-            return absl::OkStatus();
-        });
-        if (!read.ok() || hasher.finish() != tensor.sha256) damaged.push_back(tensor.name);
+        const absl::StatusOr<Digest> found = hash_range(file, path, tensor.offset, tensor.length);
+        if (!found.ok() || *found != tensor.sha256) damaged.push_back(tensor.name);
     }
     if (tensors.empty()) return {};
     if (damaged.empty()) return "; its tensors are whole, the damage is in its header or padding";
@@ -203,18 +199,15 @@ absl::Status check_blob(const StoreFiles & files, const Job & job, SharedProgres
 #endif
     const std::optional<FileStamp> before = FileStamp::of(*file);
     const bool settled = before && !before->is_fresh();
-    Sha256 hasher;
-    absl::Status read = read_range(*file, path, 0, file->size, [&](std::span<const std::byte> piece) {
-        hasher.update(piece);
-        return progress.advance(piece.size());
-    });
-    if (absl::IsCancelled(read)) return read;
-    if (!read.ok()) {
-        blame(fmt::format("can't be read: {}{}", message_of(read), cure));
+    const absl::StatusOr<Digest> digest =
+        hash_range(*file, path, 0, file->size, [&progress](uint64_t bytes) { return progress.advance(bytes); });
+    if (absl::IsCancelled(digest.status())) return digest.status();
+    if (!digest.ok()) {
+        blame(fmt::format("can't be read: {}{}", message_of(digest.status()), cure));
         return absl::OkStatus();
     }
-    if (const Digest digest = hasher.finish(); digest != job.digest) {
-        blame(fmt::format("is damaged: its bytes have the digest {}{}{}", digest.to_string(),
+    if (*digest != job.digest) {
+        blame(fmt::format("is damaged: its bytes have the digest {}{}{}", digest->to_string(),
                           damaged_tensors(*file, path, job.tensors), cure));
     } else if (settled && FileStamp::of(*file) == before) {
         findings.add_whole(job.digest, *before);

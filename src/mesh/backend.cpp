@@ -41,7 +41,8 @@ ggml_backend_buffer_t memory_of(const ggml_tensor & tensor) {
     return tensor.view_src != nullptr ? tensor.view_src->buffer : tensor.buffer;
 }
 
-// --------------------------------------------------------------------------------------------------------------- buffer
+// ---------------------------------------------------------------------------------------------------------------
+// buffer
 
 void buffer_free(ggml_backend_buffer_t buffer) {
     lane_of(buffer).free(buffer_of(buffer));
@@ -56,11 +57,13 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tenso
     return GGML_STATUS_SUCCESS;
 }
 
-void buffer_memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t value, size_t offset, size_t size) {
+void buffer_memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t value, size_t offset,
+                          size_t size) {
     if (size > 0) lane_of(buffer).fill(range_of(*tensor, offset, size), value);
 }
 
-void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset,
+                       size_t size) {
     if (size == 0) return;
     const bool whole = offset == 0 && size == ggml_nbytes(tensor) && tensor->view_src == nullptr;
     if (whole && buffer->usage == GGML_BACKEND_BUFFER_USAGE_WEIGHTS && ggml_is_contiguous(tensor)) {
@@ -70,10 +73,11 @@ void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const
     }
 }
 
-void buffer_get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+void buffer_get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * data, size_t offset,
+                       size_t size) {
     if (size == 0) return;
     lane_of(buffer).read(range_of(*tensor, offset, size), data);
-    (void) lane_of(buffer).synchronize(); // the next graph says what went wrong
+    (void)lane_of(buffer).synchronize(); // the next graph says what went wrong
 }
 
 bool buffer_cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * src, ggml_tensor * dst) {
@@ -88,9 +92,8 @@ void buffer_clear(ggml_backend_buffer_t buffer, uint8_t value) {
 }
 
 constexpr ggml_backend_buffer_i kBuffer = {
-    buffer_free,       buffer_base,       buffer_init_tensor, buffer_memset_tensor, buffer_set_tensor,
-    buffer_get_tensor, nullptr,           nullptr,            buffer_cpy_tensor,    buffer_clear,
-    nullptr,
+    buffer_free, buffer_base, buffer_init_tensor, buffer_memset_tensor, buffer_set_tensor, buffer_get_tensor,
+    nullptr,     nullptr,     buffer_cpy_tensor,  buffer_clear,         nullptr,
 };
 
 const char * buft_name(ggml_backend_buffer_type_t buft) {
@@ -105,9 +108,12 @@ ggml_backend_buffer_t buft_alloc(ggml_backend_buffer_type_t buft, size_t size) {
         ggml_backend_buffer_init(buft, kBuffer, const_cast<Lane::Buffer *>(&allocated), size);
     lane.set_usage(allocated, [buffer] {
         switch (buffer->usage) {
-        case GGML_BACKEND_BUFFER_USAGE_WEIGHTS: return Usage::kWeights;
-        case GGML_BACKEND_BUFFER_USAGE_COMPUTE: return Usage::kCompute;
-        default: return Usage::kState;
+        case GGML_BACKEND_BUFFER_USAGE_WEIGHTS:
+            return Usage::kWeights;
+        case GGML_BACKEND_BUFFER_USAGE_COMPUTE:
+            return Usage::kCompute;
+        default:
+            return Usage::kState;
         }
     });
     return buffer;
@@ -119,7 +125,8 @@ size_t buft_alignment(ggml_backend_buffer_type_t buft) {
 
 constexpr ggml_backend_buffer_type_i kBufferType = {buft_name, buft_alloc, buft_alignment, nullptr, nullptr, nullptr};
 
-// -------------------------------------------------------------------------------------------------------------- backend
+// --------------------------------------------------------------------------------------------------------------
+// backend
 
 const char * backend_name(ggml_backend_t backend) {
     return static_cast<DeviceContext *>(backend->device->context)->name.c_str();
@@ -150,7 +157,7 @@ bool backend_cpy_async(ggml_backend_t, ggml_backend_t to, const ggml_tensor * sr
 
 // Waits for what is being read only: nothing else keeps a pointer of the caller's.
 void backend_synchronize(ggml_backend_t backend) {
-    (void) lane_of(backend).synchronize();
+    (void)lane_of(backend).synchronize();
 }
 
 ggml_status backend_compute(ggml_backend_t backend, ggml_cgraph * graph) {
@@ -180,11 +187,13 @@ constexpr ggml_backend_i kBackend = {
 };
 
 ggml_guid_t backend_guid() {
-    static ggml_guid guid = {0x73, 0x74, 0x72, 0x61, 0x74, 0x61, 0x2d, 0x6d, 0x65, 0x73, 0x68, 0x2d, 0x30, 0x30, 0x30, 0x31};
+    static ggml_guid guid = {0x73, 0x74, 0x72, 0x61, 0x74, 0x61, 0x2d, 0x6d,
+                             0x65, 0x73, 0x68, 0x2d, 0x30, 0x30, 0x30, 0x31};
     return &guid;
 }
 
-// --------------------------------------------------------------------------------------------------------------- device
+// ---------------------------------------------------------------------------------------------------------------
+// device
 
 const char * device_name(ggml_backend_dev_t device) {
     return static_cast<DeviceContext *>(device->context)->name.c_str();
@@ -249,7 +258,8 @@ constexpr ggml_backend_device_i kDevice = {
     .event_synchronize = nullptr,
 };
 
-// ------------------------------------------------------------------------------------------------------------- registry
+// -------------------------------------------------------------------------------------------------------------
+// registry
 
 std::deque<DeviceContext> & devices() {
     static auto * const all = new std::deque<DeviceContext>; // ggml's devices live as long as the process

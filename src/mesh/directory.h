@@ -34,7 +34,9 @@ public:
         Bytes bytes; // the driver's, which begin at `bytes_address`
         uint64_t bytes_address = 0;
 
-        bool same(const Entry & other) const { return holders == other.holders && bytes == nullptr && other.bytes == nullptr; }
+        bool same(const Entry & other) const {
+            return holders == other.holders && bytes == nullptr && other.bytes == nullptr;
+        }
     };
 
     void add(Segment range);    // a new buffer: zeros

@@ -33,8 +33,8 @@ absl::StatusOr<std::vector<uint8_t>> KeptWeights::get(const Digest & digest) con
     std::vector<uint8_t> bytes(place->second.bytes);
     uint64_t done = 0;
     while (done < bytes.size()) {
-        const ssize_t n =
-            pread(file_.get(), bytes.data() + done, bytes.size() - done, static_cast<off_t>(place->second.offset + done));
+        const ssize_t n = pread(file_.get(), bytes.data() + done, bytes.size() - done,
+                                static_cast<off_t>(place->second.offset + done));
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) return errno_status(n == 0 ? EIO : errno, "cannot read a kept weight in", folder_);
         done += static_cast<uint64_t>(n);

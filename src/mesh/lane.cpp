@@ -87,7 +87,13 @@ Lane::Lane(wire::Network & network, LaneOptions options)
     , kept_(options_.folder) {}
 
 Lane::~Lane() {
+    close();
+}
+
+void Lane::close() {
+    const std::lock_guard lock(mutex_);
     for (const auto & link : links_) link->close();
+    failed_.Update(absl::CancelledError("the lane was closed"));
 }
 
 // Makes the link to one more executor, tells it all buffers, and it and the others of each other.
@@ -375,6 +381,8 @@ void Lane::bind_by_size() {
     for (const auto & [address, placed] : placed_) {
         if (placed.layer != kNoLayer) sizes[placed.layer] += placed.bytes;
     }
+    // A prompt's tokens go through every block, only its last one through the tail; a generated one through both.
+    if (const auto tail = sizes.find(kTail); tail != sizes.end()) tail->second /= 4;
     for (auto & [layer, bytes] : sizes) bytes = options_.cuts > 0 ? 1 : bytes;
     const size_t parts = options_.cuts > 0 ? options_.cuts + 1 : links_.size();
     std::vector<double> shares = options_.split;
@@ -392,7 +400,7 @@ void Lane::bind_by_size() {
         bindings_[layer] = part % links_.size();
         done += static_cast<double>(bytes);
     }
-    ++bindings_version_;
+    bindings_changed();
 }
 
 size_t Lane::executor_of(int32_t layer) const {
@@ -408,7 +416,7 @@ absl::Status Lane::bind(int32_t first_layer, int32_t last_layer, size_t executor
     for (auto & [layer, bound] : bindings_) {
         if (layer >= first_layer && layer <= last_layer) bound = executor;
     }
-    ++bindings_version_;
+    bindings_changed();
     return absl::OkStatus();
 }
 
@@ -447,16 +455,32 @@ void Lane::learn_state_layers(const CapturedGraph & graph) {
     }
 }
 
-std::vector<Lane::PartStatus> Lane::parts() const {
-    const std::lock_guard lock(mutex_);
-    std::vector<PartStatus> parts;
-    size_t last = kAnywhere;
-    for (const auto & [layer, executor] : bindings_) {
-        if (executor != last) {
-            parts.push_back({links_[executor]->address(), layer, layer, links_[executor]->counters()});
+void Lane::bindings_changed() {
+    ++bindings_version_;
+    std::map<int32_t, uint64_t> sizes;
+    for (const auto & [address, placed] : placed_) sizes[placed.layer] += placed.bytes;
+    const std::lock_guard lock(parts_mutex_);
+    parts_.clear();
+    int32_t layer = 0;
+    for (const auto & [key, executor] : bindings_) {
+        layer = key == kTail ? layer + 1 : key;
+        if (parts_.empty() || parts_.back().second != links_[executor]) {
+            PartStatus part;
+            part.executor = links_[executor]->address();
+            part.first_layer = layer;
+            parts_.emplace_back(std::move(part), links_[executor]);
         }
-        parts.back().last_layer = layer;
-        last = executor;
+        parts_.back().first.last_layer = layer;
+        parts_.back().first.weights_bytes += sizes[key];
+    }
+}
+
+std::vector<Lane::PartStatus> Lane::parts() const {
+    const std::lock_guard lock(parts_mutex_);
+    std::vector<PartStatus> parts;
+    for (const auto & [part, link] : parts_) {
+        parts.push_back(part);
+        parts.back().counters = link->counters();
     }
     return parts;
 }
@@ -644,7 +668,8 @@ absl::Status Lane::mend_once() {
         if ((lost_ & holder(executor)) != 0) executor = heir;
         heir = executor;
     }
-    ++bindings_version_;
+    bindings_changed();
+    options_.log(fmt::format("{}; its layers go on elsewhere", std::string(reason.message())));
     return replay();
 }
 

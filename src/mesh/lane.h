@@ -34,6 +34,7 @@ struct LaneOptions {
     // again, with equal results. That takes a journal, and a copy of the weights in `folder`.
     enum class OnLoss { kFail, kRebind } on_loss = OnLoss::kFail;
     std::string folder = "/var/tmp";
+    std::function<void(const std::string &)> log = [](const std::string &) {};
 };
 
 // What a buffer holds, as ggml's usage says; looked up anew for each graph, since ggml changes it without a word.
@@ -49,6 +50,8 @@ class Lane {
 public:
     static absl::StatusOr<std::unique_ptr<Lane>> open(wire::Network & network, LaneOptions options);
     ~Lane();
+    // Ends all connections: whatever is asked for after it fails.
+    void close();
 
     absl::Status status() const;
     uint64_t free_bytes() const;
@@ -86,10 +89,11 @@ public:
 
     struct PartStatus {
         std::string executor;
-        int32_t first_layer = 0, last_layer = 0;
-        Link::Counters counters;
+        int32_t first_layer = 0, last_layer = 0; // the tail counts as one more than the last block
+        uint64_t weights_bytes = 0;
+        Link::Counters counters; // of the link to the executor, whatever its number of parts
     };
-    std::vector<PartStatus> parts() const;
+    std::vector<PartStatus> parts() const; // does not wait for what the lane does
 
 private:
     struct Placed {
@@ -112,6 +116,7 @@ private:
     absl::Status connect(const std::string & address);
     absl::Status status_locked() const;
     void bind_by_size();
+    void bindings_changed();
     size_t executor_of(int32_t layer) const;
     size_t anchor(const CapturedGraph::Tensor & tensor) const;
     void learn_state_layers(const CapturedGraph & graph);
@@ -147,7 +152,9 @@ private:
     Weights weights_;
     Directory directory_;
     std::map<int32_t, size_t> bindings_;
-    uint64_t bindings_version_ = 1;
+    uint64_t bindings_version_ = 1; // also of the weights' places
+    mutable std::mutex parts_mutex_;
+    std::vector<std::pair<PartStatus, std::shared_ptr<Link>>> parts_;
     uint64_t next_tag_ = 1;
     absl::flat_hash_map<uint64_t, Captured> captured_; // by ggml's number
     Captured unnamed_;

@@ -30,7 +30,8 @@ absl::Status Link::open(wire::Network & network, const wire::Hello & hello) {
     if (!closed_.ok()) return closed_;
     if (!welcomed_) return absl::DeadlineExceededError(fmt::format("{} does not answer", address_));
     if (welcome_.build != hello.build) {
-        return absl::FailedPreconditionError(fmt::format("{} is {}, this engine {}", address_, welcome_.build, hello.build));
+        return absl::FailedPreconditionError(
+            fmt::format("{} is {}, this engine {}", address_, welcome_.build, hello.build));
     }
     return absl::OkStatus();
 }
@@ -70,7 +71,8 @@ void Link::skip_pushes(uint64_t below_tag) {
 absl::Status Link::wait_for_credit() {
     std::unique_lock lock(signal_->mutex);
     signal_->changed.wait(lock, [&] {
-        return !closed_.ok() || (unfinished_graphs_ <= kMaxUnfinishedGraphs && unfinished_bytes_ <= kMaxUnfinishedBytes);
+        return !closed_.ok() ||
+               (unfinished_graphs_ <= kMaxUnfinishedGraphs && unfinished_bytes_ <= kMaxUnfinishedBytes);
     });
     return closed_;
 }
@@ -119,8 +121,8 @@ absl::Status Link::send_weight(const wire::BindWeight & bind, std::span<const ui
     header.type = wire::FrameType::kWeight;
     for (size_t offset = 0; offset < data.size(); offset += kPieceBytes) {
         const auto head = wire::encode(wire::WeightHead{bind.digest, offset, data.size()});
-        const std::array<std::span<const uint8_t>, 2> pieces{head,
-                                                             data.subspan(offset, std::min(kPieceBytes, data.size() - offset))};
+        const std::array<std::span<const uint8_t>, 2> pieces{
+            head, data.subspan(offset, std::min(kPieceBytes, data.size() - offset))};
         channel_->send(header, pieces);
         while (channel_->queued_bytes() > kMaxUnfinishedBytes / 4 && status().ok()) {
             std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -152,7 +154,8 @@ absl::Status Link::on_frame(const wire::Frame & frame) {
             unfinished_.pop_front();
         }
         switch (frame.header.type) {
-        case wire::FrameType::kResult: break;
+        case wire::FrameType::kResult:
+            break;
         case wire::FrameType::kWelcome: {
             STRATA_ASSIGN_OR_RETURN(welcome_, wire::Welcome::decode(frame.body()));
             welcomed_ = true;
@@ -191,6 +194,8 @@ absl::Status Link::on_result(const wire::Frame & frame) {
     }
     if (!data.empty()) return absl::InvalidArgumentError("a result that is too long");
     reads_.erase(read);
+    graphs_ = head.graphs;
+    busy_ns_ = head.busy_ns;
     return absl::OkStatus();
 }
 

@@ -11,14 +11,17 @@
 namespace strata::mesh {
 namespace {
 
+// Views and nodes without elements compute nothing.
 bool runs(const ggml_tensor & node) {
     switch (node.op) {
     case GGML_OP_NONE:
     case GGML_OP_VIEW:
     case GGML_OP_RESHAPE:
     case GGML_OP_PERMUTE:
-    case GGML_OP_TRANSPOSE: return false;
-    default: return (node.flags & GGML_TENSOR_FLAG_COMPUTE) != 0 && !ggml_is_empty(&node);
+    case GGML_OP_TRANSPOSE:
+        return false;
+    default:
+        return (node.flags & GGML_TENSOR_FLAG_COMPUTE) != 0 && !ggml_is_empty(&node);
     }
 }
 
@@ -58,12 +61,12 @@ private:
     absl::StatusOr<uint32_t> place_of(const ggml_tensor & tensor) {
         const auto [place, inserted] = places_.try_emplace(&tensor, captured_->tensors.size());
         if (!inserted) return place->second;
-        if (!is_ours_(tensor)) {
+        if (!ggml_is_empty(&tensor) && !is_ours_(tensor)) {
             return absl::InternalError(fmt::format("tensor '{}' is not in the mesh's memory", tensor.name));
         }
         CapturedGraph::Tensor & leaf = captured_->tensors.emplace_back();
         leaf.wire = to_wire(tensor);
-        leaf.bytes = ggml_nbytes(&tensor);
+        leaf.bytes = ggml_is_empty(&tensor) ? 0 : ggml_nbytes(&tensor);
         const ggml_tensor * root = &tensor;
         while (root->view_src != nullptr) root = root->view_src;
         if (const auto found = places_.find(root); found != places_.end() && root != &tensor) {
@@ -75,9 +78,10 @@ private:
     absl::Status add_node(const ggml_tensor & node) {
         std::vector<uint32_t> sources;
         for (int i = 0; i < GGML_MAX_SRC; ++i) {
-            // The second source of CPY is where it writes (ggml_cast even takes the node itself); nothing is read there.
+            // The second source of CPY is where it writes (ggml_cast even takes the node itself); nothing is read
+            // there.
             const bool unread = node.op == GGML_OP_CPY && i > 0;
-            if (node.src[i] == nullptr || unread || ggml_is_empty(node.src[i])) {
+            if (node.src[i] == nullptr || unread) {
                 sources.push_back(wire::GraphTensor::kNone);
                 continue;
             }
@@ -163,8 +167,8 @@ CapturedGraph::capture(const ggml_cgraph & graph, const std::function<bool(const
     return Capture(graph, is_ours).run();
 }
 
-std::vector<size_t> assign(const CapturedGraph & graph, const std::function<size_t(const CapturedGraph::Tensor &)> & anchor,
-                           size_t fallback) {
+std::vector<size_t> assign(const CapturedGraph & graph,
+                           const std::function<size_t(const CapturedGraph::Tensor &)> & anchor, size_t fallback) {
     const auto & tensors = graph.tensors;
     std::vector<size_t> executors(tensors.size(), kAnywhere);
     const auto anchor_of = [&](size_t node) {
@@ -182,8 +186,8 @@ std::vector<size_t> assign(const CapturedGraph & graph, const std::function<size
         const size_t executor = anchor_of(i);
         if (executor == kAnywhere) continue;
         if (current == kAnywhere || current == executor) {
-            std::fill(executors.begin() + static_cast<ptrdiff_t>(begin), executors.begin() + static_cast<ptrdiff_t>(i) + 1,
-                      executor);
+            std::fill(executors.begin() + static_cast<ptrdiff_t>(begin),
+                      executors.begin() + static_cast<ptrdiff_t>(i) + 1, executor);
         } else {
             size_t cut = i; // the first tensor on the new side
             for (size_t place = i; place-- > begin;) {
@@ -191,8 +195,8 @@ std::vector<size_t> assign(const CapturedGraph & graph, const std::function<size
             }
             std::fill(executors.begin() + static_cast<ptrdiff_t>(begin),
                       executors.begin() + static_cast<ptrdiff_t>(cut), current);
-            std::fill(executors.begin() + static_cast<ptrdiff_t>(cut), executors.begin() + static_cast<ptrdiff_t>(i) + 1,
-                      executor);
+            std::fill(executors.begin() + static_cast<ptrdiff_t>(cut),
+                      executors.begin() + static_cast<ptrdiff_t>(i) + 1, executor);
         }
         current = executor;
         begin = i + 1;
@@ -231,6 +235,7 @@ Plan make_plan(const CapturedGraph & graph, const std::vector<size_t> & executor
         absl::flat_hash_map<uint32_t, uint32_t> places;
         RangeSet written, reads, writes;
         const auto read = [&](Segment range) {
+            if (range.bytes == 0) return; // an empty source
             for (const Segment & missing : written.without(range)) reads.add(missing);
         };
         const auto place_of = [&](uint32_t source) {

@@ -35,10 +35,10 @@ Weights::const_iterator weight_at(const Weights & weights, uint64_t address);
 struct CapturedGraph {
     struct Tensor {
         wire::GraphTensor wire;
-        uint64_t bytes = 0;         // of its span
-        bool whole = true;          // a node writes all bytes of its span
-        int32_t root = -1;          // of a leaf: the node whose memory it views; of a node: itself
-        bool shared = false;        // read by more than the nodes that name it as a source
+        uint64_t bytes = 0;  // of its span
+        bool whole = true;   // a node writes all bytes of its span
+        int32_t root = -1;   // of a leaf: the node whose memory it views; of a node: itself
+        bool shared = false; // read by more than the nodes that name it as a source
         Segment range() const { return {wire.address, bytes}; }
     };
     std::vector<Tensor> tensors;
@@ -67,8 +67,8 @@ struct Plan {
 // weights and state. Nodes in between follow their neighbours, and where the executor changes the cut goes where the
 // fewest bytes cross it.
 inline constexpr size_t kAnywhere = SIZE_MAX;
-std::vector<size_t> assign(const CapturedGraph & graph, const std::function<size_t(const CapturedGraph::Tensor &)> & anchor,
-                           size_t fallback);
+std::vector<size_t> assign(const CapturedGraph & graph,
+                           const std::function<size_t(const CapturedGraph::Tensor &)> & anchor, size_t fallback);
 
 // `executors`: of each tensor, as assign() gives them; only nodes count.
 Plan make_plan(const CapturedGraph & graph, const std::vector<size_t> & executors, const Weights & weights);

@@ -16,10 +16,8 @@ static_assert(std::endian::native == std::endian::little, "the wire is little-en
 class Writer {
 public:
     template <typename T>
-        requires std::is_arithmetic_v<T> || std::is_enum_v<T>
-    void put(T value) {
-        raw(&value, sizeof(value));
-    }
+    requires std::is_arithmetic_v<T> || std::is_enum_v<T>
+    void put(T value) { raw(&value, sizeof(value)); }
     void raw(const void * data, size_t size) {
         const auto * bytes = static_cast<const uint8_t *>(data);
         bytes_.insert(bytes_.end(), bytes, bytes + size);
@@ -48,8 +46,7 @@ public:
         : bytes_(bytes) {}
 
     template <typename T>
-        requires std::is_arithmetic_v<T> || std::is_enum_v<T>
-    T get() {
+    requires std::is_arithmetic_v<T> || std::is_enum_v<T> T get() {
         T value{};
         raw(&value, sizeof(value));
         return value;

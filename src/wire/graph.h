@@ -23,8 +23,8 @@ struct GraphTensor {
     std::array<uint32_t, 4> ne{};
     std::array<uint64_t, 4> nb{};
     uint64_t address = 0;
-    std::vector<uint32_t> sources;      // places of earlier tensors, or kNone
-    std::vector<int32_t> op_params;     // without the zeros at the end
+    std::vector<uint32_t> sources;  // places of earlier tensors, or kNone
+    std::vector<int32_t> op_params; // without the zeros at the end
 };
 
 struct Graph {

@@ -292,6 +292,8 @@ absl::StatusOr<Welcome> Welcome::decode(std::span<const uint8_t> body) {
 std::vector<uint8_t> encode(const ResultHead & head) {
     Writer writer;
     writer.put(head.id);
+    writer.put(head.graphs);
+    writer.put(head.busy_ns);
     return writer.take();
 }
 
@@ -340,7 +342,11 @@ absl::StatusOr<Skip> decode_skip(std::span<const uint8_t> body) {
 
 absl::StatusOr<ResultHead> decode_result(std::span<const uint8_t> & body) {
     if (body.size() < ResultHead::kBytes) return malformed("result");
-    ResultHead head{Reader(body).get<uint64_t>()};
+    Reader reader(body);
+    ResultHead head;
+    head.id = reader.get<uint64_t>();
+    head.graphs = reader.get<uint64_t>();
+    head.busy_ns = reader.get<uint64_t>();
     body = body.subspan(ResultHead::kBytes);
     return head;
 }

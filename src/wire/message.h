@@ -57,8 +57,8 @@ struct Welcome {
     static absl::StatusOr<Welcome> decode(std::span<const uint8_t> body);
 };
 
-// ------------------------------------------------------------------------------------------------------------- commands
-// Executed in order. Addresses are those that the driver invented.
+// -------------------------------------------------------------------------------------------------------------
+// commands Executed in order. Addresses are those that the driver invented.
 
 // A new range of the address space, filled with zeros.
 struct NewBuffer {
@@ -136,12 +136,15 @@ void encode(Writer & writer, const Command & command);
 // The commands of a frame; spans point into `body`.
 absl::StatusOr<std::vector<Command>> decode_commands(std::span<const uint8_t> body);
 
-// -------------------------------------------------------------------------------------------------------------- answers
+// --------------------------------------------------------------------------------------------------------------
+// answers
 
 // Heads of frames whose payload follows.
 struct ResultHead {
-    static constexpr size_t kBytes = 8;
+    static constexpr size_t kBytes = 24;
     uint64_t id = 0;
+    uint64_t graphs = 0; // as in Progress
+    uint64_t busy_ns = 0;
 };
 struct PushHead {
     static constexpr size_t kBytes = 24;

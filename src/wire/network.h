@@ -7,8 +7,8 @@
 #include <string>
 #include <string_view>
 
-// What mesh and executor know of a network: connections that carry frames, in order. Behind it are sockets (tcp.h) or, in
-// tests, a simulation.
+// What mesh and executor know of a network: connections that carry frames, in order. Behind it are sockets (tcp.h) or,
+// in tests, a simulation.
 namespace strata::wire {
 
 // One end of a connection. Thread-safe.

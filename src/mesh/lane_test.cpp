@@ -1,0 +1,295 @@
+// A lane over executors in this process, on real sockets. The work is a small recurrent model: each step changes state
+// that the next one needs, so that anything that is lost, repeated or out of order shows in all results after it.
+#include "executor/executor.h"
+#include "mesh/backend.h"
+#include "mesh/lane.h"
+#include "wire/tcp.h"
+
+#include <fmt/format.h>
+#include <ggml-alloc.h>
+#include <ggml-cpp.h>
+#include <gtest/gtest.h>
+
+#include <random>
+
+namespace strata::mesh {
+namespace {
+
+constexpr int64_t kWidth = 64;
+constexpr int kLayers = 6;
+constexpr int64_t kRows = 8; // of each layer's cache
+
+struct Machine {
+    std::unique_ptr<wire::TcpNetwork> network = std::make_unique<wire::TcpNetwork>();
+    std::shared_ptr<executor::Executor> executor;
+    std::string address;
+
+    Machine() {
+        std::vector<std::unique_ptr<executor::Device>> devices;
+        devices.push_back(
+            std::make_unique<executor::Device>(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), 1));
+        devices.back()->start();
+        executor::ExecutorOptions options;
+        options.build = "test";
+        options.folder = testing::TempDir();
+        executor = std::make_shared<executor::Executor>(*network, options, std::move(devices));
+        address = *network->listen("127.0.0.1:0", executor);
+    }
+    uint64_t graphs() const {
+        uint64_t graphs = 0;
+        for (const auto & session : executor->status().sessions) graphs += session.graphs;
+        return graphs;
+    }
+    void die() { network.reset(); }
+};
+
+// kLayers blocks: x = x + W·x, a row of the layer's cache is set, the cache is summed in, and a running state is
+// updated.
+class Model {
+public:
+    explicit Model(ggml_backend_dev_t device)
+        : backend_(ggml_backend_dev_init(device, nullptr)) {
+        ggml_backend_reg_t registry = ggml_backend_dev_backend_reg(device);
+        if (const auto set = reinterpret_cast<ggml_backend_set_n_threads_t>(
+                ggml_backend_reg_get_proc_address(registry, "ggml_backend_set_n_threads"))) {
+            set(backend_.get(), 1);
+        }
+        std::mt19937 random(1);
+        std::uniform_real_distribution<float> values(-0.1F, 0.1F);
+        ggml_backend_buffer_type_t buft = ggml_backend_dev_buffer_type(device);
+        weights_context_.reset(ggml_init({ggml_tensor_overhead() * 64, nullptr, true}));
+        state_context_.reset(ggml_init({ggml_tensor_overhead() * 64, nullptr, true}));
+        for (int i = 0; i < kLayers; ++i) {
+            weights_.push_back(ggml_new_tensor_2d(weights_context_.get(), GGML_TYPE_Q8_0, kWidth, kWidth));
+            ggml_format_name(weights_.back(), "blk.%d.ffn.weight", i);
+            caches_.push_back(ggml_new_tensor_2d(state_context_.get(), GGML_TYPE_F16, kWidth, kRows));
+            ggml_format_name(caches_.back(), "cache_l%d", i);
+            states_.push_back(ggml_new_tensor_1d(state_context_.get(), GGML_TYPE_F32, kWidth));
+            ggml_format_name(states_.back(), "state_l%d", i);
+        }
+        weights_buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(weights_context_.get(), buft));
+        ggml_backend_buffer_set_usage(weights_buffer_.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        state_buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(state_context_.get(), buft));
+        ggml_backend_buffer_clear(state_buffer_.get(), 0);
+        for (ggml_tensor * weight : weights_) {
+            std::vector<float> numbers(kWidth * kWidth);
+            for (float & number : numbers) number = values(random);
+            std::vector<uint8_t> quantized(ggml_nbytes(weight));
+            ggml_quantize_chunk(weight->type, numbers.data(), quantized.data(), 0, kWidth, kWidth, nullptr);
+            ggml_backend_tensor_set(weight, quantized.data(), 0, quantized.size());
+        }
+        allocator_.reset(ggml_gallocr_new(buft));
+    }
+
+    // One step; empty when it failed.
+    std::vector<float> step(int number) {
+        ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 256 + ggml_graph_overhead(), nullptr, true}));
+        ggml_cgraph * graph = ggml_new_graph(context.get());
+        ggml_tensor * input = ggml_new_tensor_1d(context.get(), GGML_TYPE_F32, kWidth);
+        ggml_tensor * row = ggml_new_tensor_1d(context.get(), GGML_TYPE_I64, 1);
+        ggml_set_input(input);
+        ggml_set_input(row);
+        ggml_tensor * x = input;
+        for (size_t i = 0; i < kLayers; ++i) {
+            x = ggml_add(context.get(), x, ggml_mul_mat(context.get(), weights_[i], x));
+            x = ggml_rms_norm(context.get(), x, 1e-5F);
+            ggml_build_forward_expand(graph, ggml_set_rows(context.get(), caches_[i], x, row));
+            ggml_tensor * all = ggml_cont(
+                context.get(), ggml_transpose(context.get(), ggml_cast(context.get(), caches_[i], GGML_TYPE_F32)));
+            ggml_tensor * sums = ggml_reshape_1d(context.get(), ggml_sum_rows(context.get(), all), kWidth);
+            ggml_tensor * next = ggml_scale(context.get(), ggml_add(context.get(), states_[i], sums), 0.5F);
+            x = ggml_add(context.get(), x, next);
+            ggml_build_forward_expand(graph, ggml_cpy(context.get(), next, states_[i]));
+        }
+        ggml_set_output(x);
+        ggml_build_forward_expand(graph, x);
+        if (!ggml_gallocr_alloc_graph(allocator_.get(), graph)) return {};
+        std::vector<float> numbers(kWidth);
+        for (int64_t i = 0; i < kWidth; ++i)
+            numbers[static_cast<size_t>(i)] = std::sin(static_cast<float>(number * 7 + i));
+        const int64_t where = number % kRows;
+        ggml_backend_tensor_set(input, numbers.data(), 0, ggml_nbytes(input));
+        ggml_backend_tensor_set(row, &where, 0, sizeof(where));
+        if (ggml_backend_graph_compute_async(backend_.get(), graph) != GGML_STATUS_SUCCESS) return {};
+        ggml_backend_tensor_get_async(backend_.get(), x, numbers.data(), 0, ggml_nbytes(x));
+        ggml_backend_synchronize(backend_.get());
+        return numbers;
+    }
+
+    const ggml_tensor * state(size_t layer) const { return states_[layer]; }
+    ggml_tensor * cache(size_t layer) { return caches_[layer]; }
+
+private:
+    ggml_backend_ptr backend_;
+    ggml_context_ptr weights_context_, state_context_;
+    ggml_backend_buffer_ptr weights_buffer_, state_buffer_;
+    ggml_gallocr_ptr allocator_;
+    std::vector<ggml_tensor *> weights_, caches_, states_;
+};
+
+using Results = std::vector<std::vector<float>>;
+
+Results run(Model & model, int from, int to) {
+    Results results;
+    for (int i = from; i < to; ++i) results.push_back(model.step(i));
+    return results;
+}
+
+const Results & expected() {
+    static const Results results = [] {
+        Model model(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+        return run(model, 0, 40);
+    }();
+    return results;
+}
+
+class LaneTest : public testing::Test {
+protected:
+    Lane & open(size_t machines, LaneOptions options = {}) {
+        for (size_t i = 0; i < machines; ++i) machines_.push_back(std::make_unique<Machine>());
+        for (const auto & machine : machines_) options.executors.push_back(machine->address);
+        options.build = "test";
+        options.folder = testing::TempDir();
+        auto lane = Lane::open(*network_, std::move(options));
+        EXPECT_TRUE(lane.ok()) << lane.status();
+        Lane & kept = **lane;
+        device_ = add_device(*std::move(lane));
+        return kept;
+    }
+    void expect_all_worked() {
+        for (const auto & machine : machines_) EXPECT_GT(machine->graphs(), 0U) << machine->address;
+    }
+
+    // Devices, and so lanes, live as long as the process.
+    wire::TcpNetwork * network_ = new wire::TcpNetwork;
+    std::vector<std::unique_ptr<Machine>> machines_;
+    ggml_backend_dev_t device_ = nullptr;
+};
+
+TEST_F(LaneTest, gives_the_results_of_one_machine) {
+    for (const size_t machines : {1, 1, 2}) { // 1, 2 and 4 in all
+        Lane & lane = open(machines);
+        Model model(device_);
+        EXPECT_EQ(run(model, 0, 20), Results(expected().begin(), expected().begin() + 20)) << machines_.size();
+        expect_all_worked();
+        lane.close();
+    }
+}
+
+TEST_F(LaneTest, gives_them_with_each_node_anywhere) {
+    for (const uint64_t seed : {1, 2, 3}) {
+        LaneOptions options;
+        options.scatter_seed = seed;
+        Lane & lane = open(seed == 1 ? 3 : 0, options);
+        Model model(device_);
+        EXPECT_EQ(run(model, 0, 10), Results(expected().begin(), expected().begin() + 10)) << "seed " << seed;
+        lane.close();
+    }
+    SUCCEED();
+}
+
+TEST_F(LaneTest, layers_move_between_steps) {
+    Lane & lane = open(3);
+    Model model(device_);
+    std::mt19937 random(5);
+    for (int i = 0; i < 40; ++i) {
+        EXPECT_EQ(model.step(i), expected()[static_cast<size_t>(i)]) << "step " << i;
+        const auto layer = static_cast<int32_t>(random() % kLayers);
+        ASSERT_TRUE(lane.bind(layer, layer + static_cast<int32_t>(random() % 2), random() % 3).ok());
+    }
+    expect_all_worked();
+    EXPECT_FALSE(lane.bind(0, 1, 3).ok());
+    lane.close();
+}
+
+TEST_F(LaneTest, a_new_executor_takes_layers) {
+    Lane & lane = open(1);
+    Model model(device_);
+    const Results first = run(model, 0, 5);
+    machines_.push_back(std::make_unique<Machine>());
+    const auto number = lane.add_executor(machines_.back()->address);
+    ASSERT_TRUE(number.ok()) << number.status();
+    ASSERT_TRUE(lane.bind(2, 4, *number).ok());
+    const Results second = run(model, 5, 10);
+    EXPECT_EQ(first, Results(expected().begin(), expected().begin() + 5));
+    EXPECT_EQ(second, Results(expected().begin() + 5, expected().begin() + 10));
+    expect_all_worked();
+    lane.close();
+}
+
+TEST_F(LaneTest, a_lost_executor_is_a_failed_graph) {
+    Lane & lane = open(2);
+    Model model(device_);
+    EXPECT_EQ(model.step(0), expected()[0]);
+    machines_.back()->die();
+    model.step(1); // may not know yet
+    EXPECT_TRUE(model.step(2).empty());
+    EXPECT_FALSE(lane.status().ok());
+    EXPECT_NE(lane.status().message().find(machines_.back()->address), std::string::npos) << lane.status();
+    lane.close();
+}
+
+TEST_F(LaneTest, lost_executors_are_made_up_for) {
+    LaneOptions options;
+    options.on_loss = LaneOptions::OnLoss::kRebind;
+    Lane & lane = open(4, options);
+    Model model(device_);
+    for (int i = 0; i < 40; ++i) {
+        if (i == 7) machines_[2]->die();
+        if (i == 20) machines_[0]->die();
+        if (i == 21) machines_[3]->die();
+        ASSERT_EQ(model.step(i), expected()[static_cast<size_t>(i)]) << "step " << i;
+    }
+    EXPECT_EQ(lane.parts().size(), 1U);
+    EXPECT_EQ(lane.parts()[0].executor, machines_[1]->address);
+    machines_[1]->die();
+    model.step(0);
+    EXPECT_TRUE(model.step(0).empty());
+    lane.close();
+}
+
+TEST_F(LaneTest, what_is_done_outside_of_graphs_is_done_again_too) {
+    LaneOptions options;
+    options.on_loss = LaneOptions::OnLoss::kRebind;
+    Lane & lane = open(2, options);
+    Model local(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+    Model model(device_);
+    const auto disturb = [](Model & which) {
+        which.step(0);
+        ggml_backend_tensor_copy(which.cache(4), which.cache(1)); // from one executor's layer to the other's
+        const std::vector<uint8_t> bytes(kWidth, 0x21);
+        ggml_backend_tensor_set(which.cache(5), bytes.data(), 8, bytes.size());
+        ggml_backend_tensor_memset(which.cache(0), 0, 0, kWidth);
+    };
+    disturb(local);
+    disturb(model);
+    EXPECT_EQ(model.step(1), local.step(1));
+    machines_[1]->die();
+    EXPECT_EQ(model.step(2), local.step(2));
+    std::vector<float> state(kWidth), local_state(kWidth);
+    ggml_backend_tensor_get(model.state(3), state.data(), 0, kWidth * sizeof(float));
+    ggml_backend_tensor_get(local.state(3), local_state.data(), 0, kWidth * sizeof(float));
+    EXPECT_EQ(state, local_state);
+    lane.close();
+}
+
+TEST_F(LaneTest, an_executor_of_another_build_is_refused) {
+    machines_.push_back(std::make_unique<Machine>());
+    LaneOptions options;
+    options.executors = {machines_.back()->address};
+    options.build = "another";
+    const auto lane = Lane::open(*network_, options);
+    ASSERT_FALSE(lane.ok());
+    EXPECT_NE(lane.status().message().find("one build"), std::string::npos) << lane.status();
+}
+
+TEST_F(LaneTest, nobody_at_the_address_is_said) {
+    LaneOptions options;
+    options.executors = {"127.0.0.1:1"};
+    const auto lane = Lane::open(*network_, options);
+    ASSERT_FALSE(lane.ok());
+    EXPECT_NE(lane.status().message().find("127.0.0.1:1"), std::string::npos) << lane.status();
+}
+
+} // namespace
+} // namespace strata::mesh
