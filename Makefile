@@ -1,6 +1,6 @@
 # strata: what a newcomer needs. `make` alone explains the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-unit test-system test-install bench bench-serve bench-streams bench-store fmt lint fuzz install clean deps models peers
+.PHONY: help demo build test test-unit test-system test-install bench bench-serve bench-streams bench-store bench-mesh fmt lint fuzz install clean deps models peers
 SHELL := /bin/bash
 PREFIX ?= /usr/local
 
@@ -41,7 +41,7 @@ test-install: ## build the portable tree, install it, move it, run it
 	@scripts/install-deps.sh build test
 	@scripts/test-install.sh
 
-bench: bench-serve bench-streams bench-store ## all benchmarks (about 25 minutes); tables, and JSON in bench/out/
+bench: bench-serve bench-streams bench-store bench-mesh ## all benchmarks (about an hour); tables, and JSON in bench/out/
 
 bench-serve: models ## decode, prefill and latency through strata serve, beside llama-server
 	@bench/run.sh serve
@@ -51,6 +51,9 @@ bench-streams: models ## 1,000 streams at once, 1,000 waiting requests, memory
 
 bench-store: models ## import beside a SHA-256 pass, load beside llama.cpp's load
 	@bench/run.sh store
+
+bench-mesh: models peers ## one model over executors, beside ggml-rpc-server and a local run
+	@bench/run.sh mesh
 
 fmt: ## format the C++ code
 	@scripts/install-deps.sh lint

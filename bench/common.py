@@ -14,7 +14,8 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from conftest import BIN, MODELS, Daemon, free_port, llama_server, running, wait_until  # noqa: E402,F401
+from conftest import (BIN, MODELS, ON_MESH, SMOLLM2_BY_TYPE, Daemon, executors, free_port, llama_server,  # noqa: E402,F401
+                      running, wait_until)
 
 OUT = ROOT / "bench" / "out"
 
@@ -84,6 +85,25 @@ class Report:
                      median_interval(values),
                      f"{what} >= {at_least}" if at_least is not None else f"{what} <= {at_most}" if at_most is not None else "",
                      median >= at_least if at_least is not None else median <= at_most if at_most is not None else None))
+
+    def beside(self, name: str, unit: str, ours, peers: dict, rounds: int) -> None:
+        """As pair(), with several peers in the same rounds: {who: (measure, at_least)} gives a row for each."""
+        if not self.wants(name):
+            return
+        measures = {"": ours, **{who: measure for who, (measure, _) in peers.items()}}
+        samples = []
+        for i in range(-1, rounds):  # the first warms up
+            progress(f"{name}: pair {i + 1} of {rounds}")
+            order = list(measures)
+            order = order[i % len(order):] + order[:i % len(order)]
+            taken = {who: measures[who]() for who in order}
+            samples += [taken] if i >= 0 else []
+        for who, (_, at_least) in peers.items():
+            ratios = [taken[""] / taken[who] for taken in samples]
+            median = statistics.median(ratios)
+            self.add(Row(f"{name}, against {who}", unit, statistics.median(taken[""] for taken in samples),
+                         statistics.median(taken[who] for taken in samples), median, median_interval(ratios),
+                         f"ratio >= {at_least}", median >= at_least))
 
     def single(self, name: str, unit: str, value: float, at_most: float | None = None, at_least: float | None = None) -> None:
         goal = f"<= {at_most}" if at_most is not None else f">= {at_least}" if at_least is not None else ""
