@@ -192,7 +192,7 @@ typedef struct strata_driver_options {
     const char * const * llama_args; /* NULL-terminated, more arguments in llama-server's syntax; NULL: none */
     strata_progress_fn progress;
     void * user;
-    bool verify; /* hash before use every blob whose file changed since it was hashed last */
+    bool verify;             /* hash before use every blob whose file changed since it was hashed last */
     const char * const * on; /* NULL-terminated, executors ("host:port") that run the layers; NULL: none */
     const double * split;    /* as many as `on`: their shares of the model; NULL: equal ones */
 } strata_driver_options;

@@ -13,8 +13,8 @@ struct LoadWish {
     std::string model;
     std::optional<int32_t> context_tokens = {}; // none: the options stay as they are; 0: all are the defaults again
     bool keep = false;                          // never unload it for being idle
-    std::vector<std::string> on = {}; // executors that run its layers; none: as it is, or the engine itself
-    std::vector<double> split = {};   // their shares
+    std::vector<std::string> on = {};           // executors that run its layers; none: as it is, or the engine itself
+    std::vector<double> split = {};             // their shares
 };
 
 // Has the daemon load a model, with a bar when that takes a while. Returns at once when it is loaded as wished.

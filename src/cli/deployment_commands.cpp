@@ -107,13 +107,14 @@ void print_parts(const Context & context, const google::protobuf::RepeatedPtrFie
     for (const v1::Deployment & deployment : deployments) {
         for (const v1::PartStatus & part : deployment.engine().parts()) {
             any = true;
-            table.add({{deployment.name(), Style::kBold},
-                       safe_text(part.executor()),
-                       fmt::format("{}-{}", part.first_layer(), part.last_layer()),
-                       human_bytes(part.weights_bytes()),
-                       human_bytes(part.bytes_out()),
-                       human_bytes(part.bytes_in()),
-                       part.graphs() > 0 ? fmt::format("{:.2f}", part.busy_ms() / static_cast<double>(part.graphs())) : "-"});
+            table.add(
+                {{deployment.name(), Style::kBold},
+                 safe_text(part.executor()),
+                 fmt::format("{}-{}", part.first_layer(), part.last_layer()),
+                 human_bytes(part.weights_bytes()),
+                 human_bytes(part.bytes_out()),
+                 human_bytes(part.bytes_in()),
+                 part.graphs() > 0 ? fmt::format("{:.2f}", part.busy_ms() / static_cast<double>(part.graphs())) : "-"});
         }
     }
     if (any) context.output.text("\n" + table.render(context.output));

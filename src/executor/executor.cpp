@@ -178,8 +178,7 @@ std::vector<uint8_t> Executor::welcome() const {
     return welcome.encode();
 }
 
-// -----------------------------------------------------------------------------------------------------------------
-// peers
+// -------------------- peers
 
 absl::StatusOr<std::shared_ptr<wire::Channel>> Executor::peer(const std::string & address) {
     const std::lock_guard lock(mutex_);

@@ -23,8 +23,7 @@ Session::Session(Executor & executor, Device & device, std::shared_ptr<wire::Cha
 
 Session::~Session() = default;
 
-// -------------------------------------------------------------------------------------------------------------
-// arrivals
+// -------------------- arrivals
 
 absl::Status Session::on_frame(const wire::Frame & frame) {
     if (frame.header.type == wire::FrameType::kWeight) return receive_weight(frame);
@@ -104,8 +103,7 @@ absl::Status Session::receive_weight(const wire::Frame & frame) {
     return absl::OkStatus();
 }
 
-// ------------------------------------------------------------------------------------------------------------- the
-// queue
+// -------------------- the queue
 
 Work::Outcome Session::work() {
     while (true) {
@@ -190,8 +188,7 @@ void Session::answer(const Digest & digest, wire::WeightState state) {
     channel_->send(header, body);
 }
 
-// --------------------------------------------------------------------------------------------------------------
-// commands
+// -------------------- commands
 
 absl::StatusOr<Session::Step> Session::execute(const wire::NewBuffer & command) {
     STRATA_RETURN_IF_ERROR(memory_.add(command.id, command.range));

@@ -41,8 +41,7 @@ ggml_backend_buffer_t memory_of(const ggml_tensor & tensor) {
     return tensor.view_src != nullptr ? tensor.view_src->buffer : tensor.buffer;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// buffer
+// -------------------- buffer
 
 void buffer_free(ggml_backend_buffer_t buffer) {
     lane_of(buffer).free(buffer_of(buffer));
@@ -125,8 +124,7 @@ size_t buft_alignment(ggml_backend_buffer_type_t buft) {
 
 constexpr ggml_backend_buffer_type_i kBufferType = {buft_name, buft_alloc, buft_alignment, nullptr, nullptr, nullptr};
 
-// --------------------------------------------------------------------------------------------------------------
-// backend
+// -------------------- backend
 
 const char * backend_name(ggml_backend_t backend) {
     return static_cast<DeviceContext *>(backend->device->context)->name.c_str();
@@ -192,8 +190,7 @@ ggml_guid_t backend_guid() {
     return &guid;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// device
+// -------------------- device
 
 const char * device_name(ggml_backend_dev_t device) {
     return static_cast<DeviceContext *>(device->context)->name.c_str();
@@ -258,8 +255,7 @@ constexpr ggml_backend_device_i kDevice = {
     .event_synchronize = nullptr,
 };
 
-// -------------------------------------------------------------------------------------------------------------
-// registry
+// -------------------- registry
 
 std::deque<DeviceContext> & devices() {
     static auto * const all = new std::deque<DeviceContext>; // ggml's devices live as long as the process

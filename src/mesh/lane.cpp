@@ -156,8 +156,7 @@ std::string Lane::description() const {
     return fmt::format("mesh of {}", fmt::join(options_.executors, ", "));
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// memory
+// -------------------- memory
 
 const Lane::Buffer & Lane::allocate(uint64_t bytes) {
     const std::lock_guard lock(mutex_);
@@ -372,8 +371,7 @@ absl::Status Lane::synchronize() {
     }
 }
 
-// -------------------------------------------------------------------------------------------------------------
-// bindings
+// -------------------- bindings
 
 // Runs of layers of about equal bytes, in order; of equal counts when there is to be a number of cuts.
 void Lane::bind_by_size() {
@@ -485,8 +483,7 @@ std::vector<Lane::PartStatus> Lane::parts() const {
     return parts;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// graphs
+// -------------------- graphs
 
 absl::StatusOr<Lane::Captured *> Lane::captured(const ggml_cgraph & graph) {
     const auto is_ours = [&](const ggml_tensor & tensor) { return buffer_at(address_of(tensor)) != nullptr; };
@@ -621,8 +618,7 @@ absl::Status Lane::bring_weight(uint64_t address, size_t executor) {
     return absl::OkStatus();
 }
 
-// -----------------------------------------------------------------------------------------------------------------
-// loss
+// -------------------- loss
 
 // Until it works with those that are left, or nothing can be done.
 absl::Status Lane::mend() {

@@ -57,8 +57,7 @@ struct Welcome {
     static absl::StatusOr<Welcome> decode(std::span<const uint8_t> body);
 };
 
-// -------------------------------------------------------------------------------------------------------------
-// commands Executed in order. Addresses are those that the driver invented.
+// -------------------- commands Executed in order. Addresses are those that the driver invented.
 
 // A new range of the address space, filled with zeros.
 struct NewBuffer {
@@ -136,8 +135,7 @@ void encode(Writer & writer, const Command & command);
 // The commands of a frame; spans point into `body`.
 absl::StatusOr<std::vector<Command>> decode_commands(std::span<const uint8_t> body);
 
-// --------------------------------------------------------------------------------------------------------------
-// answers
+// -------------------- answers
 
 // Heads of frames whose payload follows.
 struct ResultHead {

@@ -119,8 +119,7 @@ TEST(Commands, MutationsAreRefusedOrUnderstood) {
     EXPECT_GT(accepted, 1000);
 }
 
-// ------------------------------------------------------------------------------------------------------------
-// documents
+// -------------------- documents
 
 // Encodes again what is decoded, and refuses every shorter form, and a longer one.
 template <typename Decode>

@@ -140,8 +140,7 @@ private:
     std::atomic<uint64_t> bytes_in_ = 0, bytes_out_ = 0, frames_in_ = 0, frames_out_ = 0;
 };
 
-// ----------------------------------------------------------------------------------------------------------------
-// sending
+// -------------------- sending
 
 void TcpChannel::send(FrameHeader header, std::span<const std::span<const uint8_t>> body) {
     size_t body_bytes = 0;
@@ -256,8 +255,7 @@ void TcpChannel::set_closing(const absl::Status & status) {
     if (fd_.valid()) shutdown(fd_.get(), SHUT_WR); // the reading thread does the rest
 }
 
-// ----------------------------------------------------------------------------------------------------------------
-// reading
+// -------------------- reading
 
 void TcpChannel::run() {
     absl::Status status = accepted_ ? absl::OkStatus() : connect_now();
@@ -403,8 +401,7 @@ void TcpChannel::drain() {
     }
 }
 
-// ----------------------------------------------------------------------------------------------------------------
-// network
+// -------------------- network
 
 TcpNetwork::TcpNetwork()
     : wake_fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
