@@ -57,7 +57,7 @@ struct Welcome {
     static absl::StatusOr<Welcome> decode(std::span<const uint8_t> body);
 };
 
-// -------------------- commands Executed in order. Addresses are those that the driver invented.
+// -------------------- commands, executed in order; addresses are those that the driver invented
 
 // A new range of the address space, filled with zeros.
 struct NewBuffer {
