@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 import synthetic_models
-from conftest import MINILM, ON_MESH, ROOT, SMOLLM2, SMOLLM2_BY_TYPE, complete, completion_args, executors, llama_server
+from conftest import (MINILM, ON_MESH, ROOT, SMOLLM2, SMOLLM2_BY_TYPE, complete, completion_args, events, executors,
+                      llama_server)
 
 PROMPT = "Once upon a time, in a land far away,"
 LONG_PROMPT = " ".join(f"{n} is {'odd' if n % 2 else 'even'} and {n + 1} is {'even' if n % 2 else 'odd'}." for n in range(45))
@@ -192,3 +193,54 @@ def test_an_executor_that_is_not_there(peers, mesh):
     env = {**mesh.env(1), "STRATA_MESH": f"{mesh.addresses[0]},127.0.0.1:1"}
     done = subprocess.run(args, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     assert done.returncode > 0 and "127.0.0.1:1" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- strata run --on, the daemon
+
+QUESTION = {"model": "smollm2", "temperature": 0, "max_tokens": 200, "ignore_eos": True,
+            "messages": [{"role": "user", "content": "Write a story about the sea."}]}
+
+
+def answer(daemon, after=lambda text: None) -> str:
+    """The streamed answer to QUESTION; after(text so far) is called for each piece."""
+    text = ""
+    with httpx.stream("POST", f"{daemon.url}/v1/chat/completions", json={**QUESTION, "stream": True}, timeout=120) as r:
+        assert r.status_code == 200, r.read()
+        for event in events(r):
+            assert "error" not in event, event
+            text += event["choices"][0]["delta"].get("content") or ""
+            after(text)
+    return text
+
+
+def test_a_deployment_on_executors(daemon, tmp_path):
+    daemon.cli("import", str(SMOLLM2), "--name", "smollm2")
+    expected = answer(daemon)
+    with executors(tmp_path / "executors", 3) as three:
+        said = daemon.cli("run", "smollm2", "--on", ",".join(three.addresses), "--temperature", "0", "--max-tokens", "16",
+                          QUESTION["messages"][0]["content"]).stdout.strip()
+        assert said and expected.startswith(said)
+        parts = daemon.deployment("smollm2:latest")["engine"]["parts"]
+        assert [part["executor"] for part in parts] == three.addresses
+        assert sum(int(part["weightsBytes"]) for part in parts) > 90_000_000
+        assert all(int(part["graphs"]) > 0 for part in parts)
+        table = daemon.cli("ps").stdout
+        assert "EXECUTOR" in table and all(address in table for address in three.addresses)
+
+        # One is lost in the middle of a sentence.
+        def kill(text):
+            if len(text) > 100 and three.processes[1].poll() is None:
+                three.processes[1].kill()
+                three.processes[1].wait()
+        assert answer(daemon, kill) == expected
+        left = {part["executor"] for part in daemon.deployment("smollm2:latest")["engine"]["parts"]}
+        assert left == {three.addresses[0], three.addresses[2]}
+        assert answer(daemon) == expected
+
+
+def test_what_is_wrong_with_on_is_said(daemon, tmp_path):
+    daemon.cli("import", str(SMOLLM2), "--name", "smollm2")
+    for on, said in (("127.0.0.1:1", "127.0.0.1:1"), ("127.0.0.1:99999", "port"), (":7430", "host is missing")):
+        done = daemon.cli("run", "smollm2", "--on", on, "hello", check=False)
+        assert done.returncode == 1 and said in done.stderr, done.stderr
+    assert daemon.cli("run", "smollm2", "--max-tokens", "4", "hello").stdout.strip(), "the options were not kept"

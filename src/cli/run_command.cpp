@@ -250,14 +250,12 @@ void add_run_command(Commands & commands) {
                    "Run the layers on these executors (`strata-engine executor`); reloads the model, which keeps it")
         ->type_name("HOST:PORT,...")
         ->delimiter(',')
-        ->expected(1)
-        ->take_all();
+        ->allow_extra_args(false);
     app.add_option("--split", options->split, "Shares of the executors in the model, as in 2,1; default: equal ones")
         ->type_name("X,...")
         ->delimiter(',')
         ->check(CLI::PositiveNumber.description(""))
-        ->expected(1)
-        ->take_all();
+        ->allow_extra_args(false);
     app.add_flag("--keep", options->keep, "Don't unload the model when it is idle");
     app.add_flag("--verbose", options->verbose, "Tokens and speed after the answer");
 }

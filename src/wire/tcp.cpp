@@ -85,6 +85,7 @@ public:
     }
 
     void start(std::shared_ptr<ChannelHandler> handler) {
+        const std::lock_guard lock(mutex_); // the thread may be at its end before it has a name
         handler_ = std::move(handler);
         thread_ = std::thread([self = shared_from_this()] { self->run(); });
     }
@@ -103,7 +104,14 @@ public:
 
     // For the attendant of the network.
     bool finished() const { return finished_.load(std::memory_order_acquire); }
-    void join() { thread_.join(); }
+    void join() {
+        std::thread thread;
+        {
+            const std::lock_guard lock(mutex_);
+            thread = std::move(thread_);
+        }
+        thread.join();
+    }
     void flush();
     void ping_if_quiet();
     int fd_to_flush(); // -1: nothing waits
