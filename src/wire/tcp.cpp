@@ -506,8 +506,9 @@ void TcpNetwork::attend() {
         {
             const std::lock_guard lock(mutex_);
             for (auto at = channels_.begin(); at != channels_.end();) {
-                ((*at)->finished() ? done : all).push_back(*at);
-                at = (*at)->finished() ? channels_.erase(at) : std::next(at);
+                const bool finished = (*at)->finished();
+                (finished ? done : all).push_back(*at);
+                at = finished ? channels_.erase(at) : std::next(at);
             }
         }
         for (const auto & channel : done) channel->join();
