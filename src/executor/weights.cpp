@@ -50,8 +50,9 @@ const ggml_tensor * Weight::repacked(ggml_backend_buffer_type_t buft, ggml_type 
     ggml_backend_buffer_set_usage(made->buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
     ggml_backend_tensor_set(made->tensor, bytes_.data(), 0, bytes_.size());
     // The file's pages are read again only when a peer asks for the weight.
-    const auto begin = reinterpret_cast<uintptr_t>(bytes_.data()) & ~uintptr_t{4095};
-    madvise(reinterpret_cast<void *>(begin), bytes_.size(), MADV_DONTNEED);
+    auto * begin = const_cast<uint8_t *>(bytes_.data());
+    begin -= reinterpret_cast<uintptr_t>(begin) % 4096; // madvise takes whole pages
+    madvise(begin, bytes_.size(), MADV_DONTNEED);
     repacked_ = std::move(made);
     return repacked_->tensor;
 }

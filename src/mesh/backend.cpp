@@ -48,7 +48,7 @@ void buffer_free(ggml_backend_buffer_t buffer) {
 }
 
 void * buffer_base(ggml_backend_buffer_t buffer) {
-    return reinterpret_cast<void *>(buffer_of(buffer).range.address);
+    return reinterpret_cast<void *>(buffer_of(buffer).range.address); // NOLINT(performance-no-int-to-ptr): invented
 }
 
 ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor) {

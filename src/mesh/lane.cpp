@@ -362,7 +362,7 @@ absl::Status Lane::synchronize() {
             pending_.clear();
             return absl::OkStatus();
         }
-        const absl::Status mended = mend();
+        absl::Status mended = mend();
         if (!mended.ok()) {
             for (const Pending & read : pending_) std::memset(read.to, 0, read.range.bytes);
             pending_.clear();
