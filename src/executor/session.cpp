@@ -107,22 +107,17 @@ absl::Status Session::receive_weight(const wire::Frame & frame) {
 
 Work::Outcome Session::work() {
     while (true) {
-        Pending * pending = nullptr; // stays in place: only this thread removes the first
-        {
-            const std::lock_guard lock(mutex_);
-            if (ended_ || inbox_.empty()) return Outcome::kWaits;
-            pending = &inbox_.front();
-        }
-        // end() empties the queue under the lock, so the commands are taken out while they run.
+        // end() may empty the queue meanwhile, so the commands are taken out while they run; their place stays.
         std::vector<wire::Command> commands;
         wire::Frame frame;
         size_t next = 0;
         {
             const std::lock_guard lock(mutex_);
-            if (ended_) return Outcome::kWaits;
-            commands = std::move(pending->commands);
-            frame = pending->frame;
-            next = pending->next;
+            if (ended_ || inbox_.empty()) return Outcome::kWaits;
+            Pending & pending = inbox_.front();
+            commands = std::move(pending.commands);
+            frame = pending.frame;
+            next = pending.next;
         }
         Step step = Step::kDone;
         while (next < commands.size() && step == Step::kDone) {

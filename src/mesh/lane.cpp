@@ -528,11 +528,11 @@ absl::Status Lane::compute(const ggml_cgraph & graph) {
     if (!status_locked().ok()) STRATA_RETURN_IF_ERROR(mend());
     STRATA_ASSIGN_OR_RETURN(Captured * const captured, this->captured(graph));
     if (bindings_.empty()) bind_by_size();
-    // Weights that a graph writes are weights no more.
-    for (const auto & tensor : captured->graph->tensors) {
-        if (tensor.wire.op != 0 && !weights_.empty()) make_plain(tensor.range());
-    }
     if (captured->bindings != bindings_version_ || options_.scatter_seed.has_value()) {
+        // Weights that a graph writes are weights no more. (Whatever sets one makes a new version.)
+        for (const auto & tensor : captured->graph->tensors) {
+            if (tensor.wire.op != 0) make_plain(tensor.range());
+        }
         learn_state_layers(*captured->graph);
         captured->plan = plan_for(*captured->graph);
         captured->bindings = bindings_version_;

@@ -13,16 +13,7 @@ namespace {
 
 // Views and nodes without elements compute nothing.
 bool runs(const ggml_tensor & node) {
-    switch (node.op) {
-    case GGML_OP_NONE:
-    case GGML_OP_VIEW:
-    case GGML_OP_RESHAPE:
-    case GGML_OP_PERMUTE:
-    case GGML_OP_TRANSPOSE:
-        return false;
-    default:
-        return (node.flags & GGML_TENSOR_FLAG_COMPUTE) != 0 && !ggml_is_empty(&node);
-    }
+    return !ggml_op_is_empty(node.op) && (node.flags & GGML_TENSOR_FLAG_COMPUTE) != 0 && !ggml_is_empty(&node);
 }
 
 // Whether a node leaves bytes of its span as they were.
