@@ -202,13 +202,14 @@ class Executors:
     """Executors of a mesh on this machine, and what a stock llama.cpp program needs to use them."""
 
     def __init__(self, folder: pathlib.Path, count: int, *options: str, threads=1, cores=None):
+        self.stores = [folder / f"store-{i}" for i in range(count)]
         self.logs = [folder / f"executor-{i}.log" for i in range(count)]
         self.processes, self.addresses = [], []
         for i, log in enumerate(self.logs):
             pin = ["taskset", "-c", str(cores[i % len(cores)])] if cores else []
             with open(log, "wb") as out:
                 process = subprocess.Popen([*pin, str(BIN / "strata-engine"), "executor", "--listen", "127.0.0.1:0",
-                                            "--threads", str(threads), *options],
+                                            "--threads", str(threads), "--store", str(self.stores[i]), *options],
                                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=out)
             self.processes.append(process)
         for process in self.processes:

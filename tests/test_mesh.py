@@ -1,6 +1,7 @@
 """A model over a mesh of executors gives what it gives on one machine: stock llama.cpp programs with libggml-strata.so, beside
 the same programs without. Every comparison proves by the executors' logs that they did the work."""
 import functools
+import json
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import httpx
 import pytest
 
 import synthetic_models
-from conftest import (MINILM, ON_MESH, ROOT, SMOLLM2, SMOLLM2_BY_TYPE, complete, completion_args, events, executors,
+from conftest import (BIN, MINILM, ON_MESH, ROOT, SMOLLM2, SMOLLM2_BY_TYPE, complete, completion_args, events, executors,
                       llama_server)
 
 PROMPT = "Once upon a time, in a land far away,"
@@ -235,6 +236,58 @@ def test_a_deployment_on_executors(daemon, tmp_path):
         assert answer(daemon, kill) == expected
         left = {part["executor"] for part in daemon.deployment("smollm2:latest")["engine"]["parts"]}
         assert left == {three.addresses[0], three.addresses[2]}
+        assert answer(daemon) == expected
+
+
+def bind(daemon, layers: str, to: str, check=True):
+    return subprocess.run([str(BIN / "strata-engine"), "bind", "--socket", str(daemon.engine_socket()), "--layers", layers,
+                           "--to", to], check=check, capture_output=True, text=True, timeout=90)
+
+
+def test_layers_are_bound_elsewhere_during_an_answer(daemon, tmp_path):
+    """Ten layers go to an executor that the model was not on, and back, while text streams."""
+    daemon.cli("import", str(SMOLLM2), "--name", "smollm2")
+    expected = answer(daemon)
+    with executors(tmp_path / "executors", 3) as three:
+        daemon.cli("run", "smollm2", "--on", ",".join(three.addresses[:2]), "--max-tokens", "4", "hello")
+        moves = [("10-19", 2), ("10-19", 0), ("30", 2)]
+
+        def move(text):
+            if moves and len(text) > 100 * (4 - len(moves)):
+                layers, to = moves.pop(0)
+                parts = json.loads(bind(daemon, layers, three.addresses[to]).stdout)["parts"]
+                assert any(part["executor"] == three.addresses[to] for part in parts)
+        assert answer(daemon, move) == expected
+        assert not moves
+        parts = daemon.deployment("smollm2:latest")["engine"]["parts"]
+        assert [(part["executor"], int(part.get("firstLayer", 0)), int(part["lastLayer"])) for part in parts] == [
+            (three.addresses[0], 0, 19), (three.addresses[1], 20, 29), (three.addresses[2], 30, 30)]
+        done = bind(daemon, "31-40", three.addresses[0], check=False)
+        assert done.returncode == 1 and "no layers 31 to 40, only 0 to 30" in done.stderr
+        done = bind(daemon, "1-2", "127.0.0.1:1", check=False)
+        assert done.returncode == 1 and "127.0.0.1:1" in done.stderr
+        assert answer(daemon) == expected
+
+
+def test_a_lost_executor_is_replaced_by_command(daemon, tmp_path):
+    """Its layers are bound to an executor that was not there before; the journal is done again; the text is the same."""
+    daemon.cli("import", str(SMOLLM2), "--name", "smollm2")
+    expected = answer(daemon)
+    with executors(tmp_path / "executors", 2) as two, executors(tmp_path / "heir", 1) as heir:
+        daemon.cli("run", "smollm2", "--on", ",".join(two.addresses), "--on-loss", "wait", "--max-tokens", "4", "hello")
+        parts = daemon.deployment("smollm2:latest")["engine"]["parts"]
+        lost = f"{parts[1]['firstLayer']}-{parts[1]['lastLayer']}"
+        commanded = threading.Timer(1, bind, (daemon, lost, heir.addresses[0]))
+
+        def kill(text):
+            if len(text) > 100 and two.processes[1].poll() is None:
+                two.processes[1].kill()
+                two.processes[1].wait()
+                commanded.start()
+        assert answer(daemon, kill) == expected
+        commanded.join()
+        left = [part["executor"] for part in daemon.deployment("smollm2:latest")["engine"]["parts"]]
+        assert left == [two.addresses[0], heir.addresses[0]]
         assert answer(daemon) == expected
 
 

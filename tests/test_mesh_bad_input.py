@@ -15,9 +15,9 @@ import pytest
 
 from conftest import BIN, ON_MESH, SMOLLM2, complete, completion_args, executors
 
-HELLO, WELCOME, PING, REFUSAL, COMMANDS, PUSH, WEIGHT, STATUS = 1, 2, 3, 4, 5, 8, 9, 12
+HELLO, WELCOME, PING, REFUSAL, COMMANDS, PUSH, BLOB, BLOB_STATE, BLOB_REQUEST, STATUS = 1, 2, 3, 4, 5, 8, 9, 10, 11, 12
 DRIVER, PEER = 1, 2
-NEW_BUFFER, SET, FILL, BIND, UNBIND, DEFINE, COMPUTE, PUSH_TO, READ = 1, 3, 4, 7, 8, 9, 11, 12, 14
+NEW_BUFFER, SET, FILL, BIND, UNBIND, DEFINE, COMPUTE, PUSH_TO, READ, OFFER = 1, 3, 4, 7, 8, 9, 11, 12, 14, 16
 BASE = 1 << 40
 F32, NONE = 0, 0xFFFFFFFF
 
@@ -56,8 +56,14 @@ def graph(*tensors: bytes, count=None) -> bytes:
     return commands(new_buffer(1 << 20), define, struct.pack("<B", COMPUTE) + name)
 
 
-def bind(type=F32, ne=(8, 1, 1, 1), address=BASE) -> bytes:
-    return struct.pack("<BQ32sI4qH", BIND, address, bytes(32), type, *ne, 0)
+def offer(digest=bytes(32), size=1 << 40, from_driver=False, parts=(), sources=()) -> bytes:
+    return struct.pack("<B32sQBI", OFFER, digest, size, int(from_driver), len(parts)) + \
+        b"".join(struct.pack("<QQ32s", *part) for part in parts) + struct.pack("<H", len(sources)) + \
+        b"".join(text(source) for source in sources)
+
+
+def bind(type=F32, ne=(8, 1, 1, 1), address=BASE, offset=0) -> bytes:
+    return struct.pack("<BQ32sQI4q", BIND, address, bytes(32), offset, type, *ne)
 
 
 # Sent after a valid hello: bytes, and a piece of the error's text.
@@ -94,13 +100,21 @@ AFTER_HELLO = {
     "a view as a node": (graph(tensor(), tensor(op=39, sources=(0,))), "not on the list"),
     "shapes that an op asserts": (graph(tensor(), tensor(op=2, ne=(5, 1, 1, 1), sources=(0, 0))), "ADD"),
     "bytes behind a graph": (graph(tensor(), b"x", count=1), "length is wrong"),
-    "a weight of unknown type": (commands(new_buffer(4096), bind(type=77)), "unknown type 77"),
-    "a weight with dimensions that wrap": (commands(new_buffer(4096), bind(ne=(2**31 - 1,) * 4)), "too large"),
-    "a weight with negative dimensions": (commands(new_buffer(4096), bind(ne=(-8, 1, 1, 1))), "out of range"),
-    "a weight outside of all buffers": (commands(bind()), "in no buffer"),
+    "a weight of unknown type": (commands(new_buffer(4096), offer(), bind(type=77)), "unknown type 77"),
+    "a weight with dimensions that wrap": (commands(new_buffer(4096), offer(), bind(ne=(2**31 - 1,) * 4)), "too large"),
+    "a weight with negative dimensions": (commands(new_buffer(4096), offer(), bind(ne=(-8, 1, 1, 1))), "out of range"),
+    "a weight outside of all buffers": (commands(offer(), bind()), "in no buffer"),
+    "a weight of a blob that nobody offered": (commands(new_buffer(4096), bind()), "not offered"),
+    "a weight beyond its blob": (commands(new_buffer(4096), offer(size=64), bind(offset=64)), "beyond its blob"),
+    "a weight at an offset that wraps": (commands(new_buffer(4096), offer(size=64), bind(offset=2**64 - 32)), "beyond its blob"),
+    "a weight between two words": (commands(new_buffer(4096), offer(), bind(offset=8)), "not aligned"),
+    "a blob of 2^60 bytes": (commands(offer(size=1 << 60)), "too large"),
+    "a blob of no bytes": (commands(offer(size=0)), "malformed command 1"),
+    "a blob with a part beyond its end": (commands(offer(size=64, parts=[(32, 33, bytes(32))])), "malformed command 1"),
+    "a blob with parts that overlap": (commands(offer(size=64, parts=[(0, 9, bytes(32)), (8, 8, bytes(32))])), "malformed command 1"),
+    "a blob with a million parts": (commands(struct.pack("<B32sQBI", OFFER, bytes(32), 1 << 30, 0, 1_000_000)), "malformed command 1"),
     "no weight to unbind": (commands(struct.pack("<BQB", UNBIND, BASE, 0)), "no weight is bound"),
-    "other bytes than a weight's": (frame(WEIGHT, bytes(32) + struct.pack("<QQ", 0, 4) + b"abcd"), "arrived with other bytes"),
-    "a piece beyond a weight's end": (frame(WEIGHT, bytes(32) + struct.pack("<QQ", 2, 4) + b"abcd"), "malformed weight"),
+    "a piece beyond a blob's end": (frame(BLOB, bytes(32) + struct.pack("<QQ", 2, 4) + b"abcd"), "malformed piece"),
     "a push to a peer without a name": (commands(new_buffer(4096), struct.pack("<BHQIQQ", PUSH_TO, 3, 1, 1, BASE, 8)), "peer 3"),
 }
 

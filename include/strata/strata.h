@@ -195,6 +195,8 @@ typedef struct strata_driver_options {
     bool verify;             /* hash before use every blob whose file changed since it was hashed last */
     const char * const * on; /* NULL-terminated, executors ("host:port") that run the layers; NULL: none */
     const double * split;    /* as many as `on`: their shares of the model; NULL: equal ones */
+    const char * on_loss;    /* of an executor: "rebind" (its layers go to the others), "wait" (for strata_driver_bind),
+                              * "fail"; NULL: rebind */
 } strata_driver_options;
 
 /* Loads; one driver at a time loads in a process. */
@@ -228,6 +230,10 @@ STRATA_API void strata_request_release(strata_request * request);
 
 /* Waits until no request runs or waits; new ones are refused from the call on. STRATA_UNAVAILABLE after the timeout. */
 STRATA_API strata_status strata_driver_drain(strata_driver * driver, int64_t timeout_ms);
+/* Binds layers of a model on executors to the one at "host:port", between two steps: their weights and state follow, and
+ * requests go on. last_layer: the tail counts as one more than the last block. Returns when it is done. */
+STRATA_API strata_status strata_driver_bind(strata_driver * driver, int32_t first_layer, int32_t last_layer,
+                                            const char * executor);
 /* State as JSON, within milliseconds also during a decode: {"waiting":0,"active":1,"slots":[{"id":0,"busy":true,
  * "context_tokens":4096,"used_tokens":12}],"prompt_tokens_total":..,"generated_tokens_total":..,"requests_total":..,
  * "prompt_tokens_per_second":..,"generated_tokens_per_second":..,"idle_ms":..,"weights_bytes":..,"draining":false,

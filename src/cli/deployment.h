@@ -15,6 +15,7 @@ struct LoadWish {
     bool keep = false;                          // never unload it for being idle
     std::vector<std::string> on = {};           // executors that run its layers; none: as it is, or the engine itself
     std::vector<double> split = {};             // their shares
+    std::string on_loss = {};                   // of an executor
 };
 
 // Has the daemon load a model, with a bar when that takes a while. Returns at once when it is loaded as wished.

@@ -33,6 +33,7 @@ struct RunOptions {
     std::optional<int32_t> context_tokens;
     std::vector<std::string> on;
     std::vector<double> split;
+    std::string on_loss;
     bool keep = false;
     bool verbose = false;
 };
@@ -190,7 +191,7 @@ absl::StatusOr<int> run(const Context & context, const RunOptions & options) {
     STRATA_ASSIGN_OR_RETURN(Client client, context.client_or_start());
     STRATA_ASSIGN_OR_RETURN(const std::string model, model_for(context, client, options.model));
     STRATA_RETURN_IF_ERROR(
-        load_model(context, client, {model, options.context_tokens, options.keep, options.on, options.split}));
+        load_model(context, client, {model, options.context_tokens, options.keep, options.on, options.split, options.on_loss}));
     Conversation conversation(model, options.system, std::move(chat));
     if (!interactive) return answer_once(context, client, conversation, prompt, options.verbose);
     return converse(context, client, conversation, model);
@@ -256,6 +257,11 @@ void add_run_command(Commands & commands) {
         ->delimiter(',')
         ->check(CLI::PositiveNumber.description(""))
         ->allow_extra_args(false);
+    app.add_option("--on-loss", options->on_loss,
+                   "When an executor is lost: its layers go to the others (rebind, the default), wait to be bound by "
+                   "`strata-engine bind`, or the request fails")
+        ->type_name("rebind|wait|fail")
+        ->check(CLI::IsMember({"rebind", "wait", "fail"}).description(""));
     app.add_flag("--keep", options->keep, "Don't unload the model when it is idle");
     app.add_flag("--verbose", options->verbose, "Tokens and speed after the answer");
 }

@@ -72,6 +72,10 @@ absl::StatusOr<DriverOptions> to_driver_options(const strata_driver_options * gi
         }
         result.on.emplace_back(text);
     }
+    if (options.on_loss != nullptr) {
+        STRATA_ASSIGN_OR_RETURN(const std::string_view text, bounded_string(options.on_loss, kMaxPathBytes, "on_loss"));
+        result.on_loss = text;
+    }
     if (options.split != nullptr) result.split.assign(options.split, options.split + result.on.size());
     if (options.progress != nullptr) {
         result.progress = [progress = options.progress, user = options.user](double fraction) {
@@ -139,6 +143,15 @@ strata_status strata_driver_drain(strata_driver * driver, int64_t timeout_ms) {
         STRATA_REQUIRE_ARGUMENT(driver);
         constexpr int64_t kMaxMs = 24LL * 3600 * 1000;
         return driver->driver->drain(std::chrono::milliseconds(std::clamp<int64_t>(timeout_ms, 0, kMaxMs)));
+    });
+}
+
+strata_status strata_driver_bind(strata_driver * driver, int32_t first_layer, int32_t last_layer,
+                                 const char * executor) {
+    return guarded([&]() -> absl::Status {
+        STRATA_REQUIRE_ARGUMENT(driver);
+        STRATA_ASSIGN_OR_RETURN(const std::string_view address, bounded_string(executor, kMaxPathBytes, "executor"));
+        return driver->driver->bind(first_layer, last_layer, std::string(address));
     });
 }
 

@@ -25,6 +25,20 @@ void update_speed(double & per_second, int64_t tokens, double seconds) {
     if (tokens > 0 && seconds > 0) per_second = static_cast<double>(tokens) / seconds;
 }
 
+absl::StatusOr<std::unique_ptr<MeshDevice>> open_mesh(const DriverOptions & options, const ModelSource & source) {
+    MeshDevice::Options mesh;
+    mesh.on = options.on;
+    mesh.split = options.split;
+    mesh.on_loss = options.on_loss;
+    mesh.name = options.alias;
+    if (options.progress) {
+        mesh.progress = [progress = options.progress](uint64_t done, uint64_t total) {
+            (void)progress(static_cast<double>(done) / static_cast<double>(total));
+        };
+    }
+    return MeshDevice::open(mesh, source);
+}
+
 std::string without_query(std::string path) {
     return path.substr(0, path.find('?'));
 }
@@ -39,17 +53,33 @@ absl::StatusOr<std::unique_ptr<Driver>> Driver::open(std::string_view model, Dri
     if (options.progress) {
         where.progress = [&options](uint64_t, uint64_t) { return options.progress(0); }; // nothing is loaded yet
     }
+    where.hollow = !options.on.empty();
     STRATA_ASSIGN_OR_RETURN(ModelSource source, ModelSource::open(model, where));
     const uint64_t trained = source.stored() ? source.stored()->index->context_tokens : 0;
     STRATA_ASSIGN_OR_RETURN(options, with_defaults(std::move(options), trained));
     if (options.alias.empty()) options.alias = source.name();
-    std::unique_ptr<MeshDevice> mesh;
-    if (!options.on.empty()) {
-        STRATA_ASSIGN_OR_RETURN(mesh, MeshDevice::open(options.on, options.split, options.alias));
-        options.device = mesh->name();
+    if (options.on.empty()) {
+        STRATA_ASSIGN_OR_RETURN(auto host, ServerHost::load(options, source.first_file()));
+        return std::unique_ptr<Driver>(new Driver(std::move(source), std::move(options), nullptr, std::move(host)));
     }
-    STRATA_ASSIGN_OR_RETURN(auto host, ServerHost::load(options, source.first_file()));
-    return std::unique_ptr<Driver>(new Driver(std::move(source), std::move(options), std::move(mesh), std::move(host)));
+    while (true) {
+        STRATA_ASSIGN_OR_RETURN(auto mesh, open_mesh(options, source));
+        DriverOptions here = options;
+        here.device = mesh->name();
+        here.progress = nullptr; // hollow files are loaded in no time; the mesh tells its own
+        STRATA_ASSIGN_OR_RETURN(auto host, ServerHost::load(here, source.first_file()));
+        const std::set<size_t> needed = mesh->layers_needed_here(source);
+        if (needed.empty()) {
+            return std::unique_ptr<Driver>(
+                new Driver(std::move(source), std::move(here), std::move(mesh), std::move(host)));
+        }
+        // Ops that a mesh does not run: with what they need here, once more.
+        log_message(STRATA_LOG_INFO, fmt::format("{} layers of {} are needed by the driver itself", needed.size(), model));
+        where.real_layers.insert(needed.begin(), needed.end());
+        host.reset();
+        mesh.reset();
+        STRATA_ASSIGN_OR_RETURN(source, ModelSource::open(model, where));
+    }
 }
 
 Driver::Driver(ModelSource source, DriverOptions options, std::unique_ptr<MeshDevice> mesh,
@@ -125,6 +155,11 @@ absl::Status Driver::drain(milliseconds timeout) {
                                               counts.waiting, timeout.count()));
 }
 
+absl::Status Driver::bind(int32_t first_layer, int32_t last_layer, const std::string & executor) {
+    if (mesh_ == nullptr) return absl::FailedPreconditionError("the model runs in this engine, not on executors");
+    return mesh_->bind(first_layer, last_layer, executor);
+}
+
 void Driver::refresh_status() {
     const auto now = steady_clock::now();
     if (!slots_.empty() && now - status_time_ < milliseconds(kStatusReuseMs)) return;
@@ -163,7 +198,8 @@ std::string Driver::status_json() {
                           {"max_waiting_bytes", options_.max_waiting_bytes},
                           {"llama_args", options_.llama_args},
                           {"on", options_.on},
-                          {"split", options_.split}};
+                          {"split", options_.split},
+                          {"on_loss", options_.on_loss}};
     const Json status = {{"model", source_.name()},
                          {"alias", options_.alias},
                          {"waiting", counts.waiting},

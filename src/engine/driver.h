@@ -35,6 +35,9 @@ public:
     // Takes no new requests from now on; kUnavailable when some are left after the timeout.
     absl::Status drain(std::chrono::milliseconds timeout);
 
+    // As strata_driver_bind describes it.
+    absl::Status bind(int32_t first_layer, int32_t last_layer, const std::string & executor);
+
     // As strata_driver_status describes it.
     std::string status_json();
 

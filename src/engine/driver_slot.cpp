@@ -60,6 +60,10 @@ void read_options(const nlohmann::json & json, v1::ServeOptions & options) {
     if (json.contains("on")) {
         for (const nlohmann::json & address : json["on"]) options.add_on(address.get<std::string>());
     }
+    if (json.contains("split")) {
+        for (const nlohmann::json & share : json["split"]) options.add_split(share.get<double>());
+    }
+    options.set_on_loss(member<std::string>(json, "on_loss"));
 }
 
 void read_part(const nlohmann::json & json, v1::PartStatus & part) {
@@ -159,6 +163,7 @@ grpc::Status DriverSlot::load(const v1::LoadRequest & request, const std::functi
     options.max_waiting_bytes = given.max_waiting_bytes();
     options.llama_args = llama_args.data();
     options.on = on.data();
+    options.on_loss = given.on_loss().empty() ? nullptr : given.on_loss().c_str();
     options.split = given.split_size() == 0 ? nullptr : given.split().data();
     options.verify = true; // damage is found before it is used
     options.progress = [](const char *, uint64_t done, uint64_t total, void * user) {
@@ -216,6 +221,14 @@ bool DriverSlot::drain(milliseconds timeout, const std::function<bool()> & give_
         }
         if (steady_clock::now() >= end || give_up()) return false;
     }
+}
+
+grpc::Status DriverSlot::bind(const v1::BindRequest & request) {
+    const std::shared_lock lock(driver_mutex_);
+    if (driver_ == nullptr) return grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, "this engine serves no model");
+    const strata_status status =
+        strata_driver_bind(driver_, request.first_layer(), request.last_layer(), request.executor().c_str());
+    return status == STRATA_OK ? grpc::Status::OK : last_failure(status);
 }
 
 v1::EngineStatus DriverSlot::status() const {

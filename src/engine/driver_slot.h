@@ -35,6 +35,8 @@ public:
     // Takes no new requests from now on. True when none is left; false after the timeout or when `give_up` says so.
     bool drain(std::chrono::milliseconds timeout, const std::function<bool()> & give_up);
 
+    grpc::Status bind(const v1::BindRequest & request);
+
     v1::EngineStatus status() const;
 
     // Requests by id (several may have one), to be cancelled by somebody else than the stream that they came on.

@@ -98,12 +98,11 @@ private:
 // A unary call that a control thread answers.
 class UnaryCall : public grpc::ServerUnaryReactor, public std::enable_shared_from_this<UnaryCall> {
 public:
-    static grpc::ServerUnaryReactor * begin(ControlThreads & threads, std::function<void(UnaryCall &)> work) {
+    static grpc::ServerUnaryReactor * begin(ControlThreads & threads, std::function<grpc::Status(UnaryCall &)> work) {
         const auto call = std::make_shared<UnaryCall>();
         call->self_ = call;
         const bool taken = threads.run([call, work = std::move(work)] {
-            work(*call);
-            call->Finish(grpc::Status::OK);
+            call->Finish(work(*call));
         });
         if (!taken) call->Finish(busy());
         return call.get();
@@ -196,16 +195,32 @@ grpc::ServerUnaryReactor * EngineService::Drain(grpc::CallbackServerContext *, c
     const milliseconds timeout(std::clamp<int64_t>(request->timeout_ms(), 0, kMaxDrainMs));
     return UnaryCall::begin(control_, [this, timeout, response](UnaryCall & call) {
         response->set_drained(slot_.drain(timeout, [&call] { return call.cancelled(); }));
-        if (response->drained()) return;
+        if (response->drained()) return grpc::Status::OK;
         const v1::EngineStatus status = slot_.status();
         response->set_still_running(status.active_requests() + status.waiting_requests());
+        return grpc::Status::OK;
     });
 }
 
 grpc::ServerUnaryReactor * EngineService::Unload(grpc::CallbackServerContext *, const v1::UnloadRequest *,
                                                  v1::UnloadResponse *) {
     touch();
-    return UnaryCall::begin(control_, [this](UnaryCall &) { slot_.unload(); });
+    return UnaryCall::begin(control_, [this](UnaryCall &) {
+        slot_.unload();
+        return grpc::Status::OK;
+    });
+}
+
+grpc::ServerUnaryReactor * EngineService::Bind(grpc::CallbackServerContext *, const v1::BindRequest * request,
+                                               v1::BindResponse * response) {
+    touch();
+    return UnaryCall::begin(control_, [this, request, response](UnaryCall &) {
+        const Clock::time_point begin = Clock::now();
+        const grpc::Status bound = slot_.bind(*request);
+        *response->mutable_parts() = slot_.status().parts();
+        response->set_elapsed_ms(std::chrono::duration<double, std::milli>(Clock::now() - begin).count());
+        return bound;
+    });
 }
 
 } // namespace strata::engine

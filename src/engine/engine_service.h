@@ -14,7 +14,7 @@
 
 namespace strata::engine {
 
-// Runs the few calls that block (load, drain, unload) beside gRPC's threads: at most two at the same time, the others
+// Runs the few calls that block (load, drain, bind, unload) beside gRPC's threads: at most two at the same time, the others
 // wait.
 class ControlThreads {
 public:
@@ -56,6 +56,8 @@ public:
                                      v1::DrainResponse * response) override;
     grpc::ServerUnaryReactor * Unload(grpc::CallbackServerContext * context, const v1::UnloadRequest * request,
                                       v1::UnloadResponse * response) override;
+    grpc::ServerUnaryReactor * Bind(grpc::CallbackServerContext * context, const v1::BindRequest * request,
+                                    v1::BindResponse * response) override;
 
 private:
     void touch() { last_call_ = Clock::now().time_since_epoch().count(); }

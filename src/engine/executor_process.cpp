@@ -1,5 +1,7 @@
 #include "engine/executor_process.h"
 
+#include "base/home.h"
+#include "engine/executor_store.h"
 #include "engine/stop_signals.h"
 #include "executor/executor.h"
 #include "wire/tcp.h"
@@ -45,6 +47,8 @@ absl::Status run_executor_process(const ExecutorProcessOptions & options) {
     made.build = options.build;
     made.folder = options.folder;
     made.memory_limit_bytes = options.memory_limit_bytes != 0 ? options.memory_limit_bytes : three_quarters_of_free();
+    STRATA_ASSIGN_OR_RETURN(made.store,
+                            ExecutorStore::open(options.store.empty() ? Home::find().store() : options.store));
     made.log = [](const std::string & line) { spdlog::info("{}", line); };
     const auto executor = std::make_shared<executor::Executor>(
         network, std::move(made), open_devices(options.threads > 0 ? options.threads : cores));

@@ -3,6 +3,7 @@
 #include "base/status.h"
 
 #include <cstdint>
+#include <filesystem>
 #include <string>
 
 namespace strata::engine {
@@ -14,6 +15,7 @@ struct ExecutorProcessOptions {
     int threads = 0;
     uint64_t memory_limit_bytes = 0; // 0: from what is free
     std::string folder = "/var/tmp";
+    std::filesystem::path store; // empty: the user's
 };
 
 // Serves drivers and other executors until SIGTERM or SIGINT. Says where it listens in a line of JSON on stdout. Called

@@ -1,6 +1,7 @@
 // strata-engine: the process that links ggml. A thin program over libstrata: a driver with a control socket, or one
 // job.
 #include "base/version.h"
+#include "engine/bind_command.h"
 #include "engine/driver_process.h"
 #include "engine/executor_process.h"
 #include "engine/jobs.h"
@@ -107,8 +108,18 @@ int main(int argc, char ** argv) {
         .add_option("--memory-limit", executor.memory_limit_bytes,
                     "Memory for each driver beside weights, as in 8G; default: three quarters of what is free")
         ->transform(CLI::AsSizeValue(false));
-    executor_command.add_option("--folder", executor.folder, "Where weights that come over the network are kept")
+    executor_command.add_option("--store", executor.store,
+                                "Layer store: layers are taken from it, and kept in it; default: the user's");
+    executor_command.add_option("--folder", executor.folder, "Where weights of programs without digests are put")
         ->capture_default_str();
+
+    strata::engine::BindCommand bind;
+    CLI::App & bind_command =
+        *app.add_subcommand("bind", "Bind layers of a driver's model to another executor, while it runs");
+    bind_command.add_option("--socket", bind.socket, "The driver's")->required();
+    bind_command.add_option("--layers", bind.layers, "A block or a range of them, as in 10-19; the tail is one more")
+        ->required();
+    bind_command.add_option("--to", bind.to, "The executor, HOST:PORT")->required();
 
     std::string store;
     std::string name;
@@ -149,6 +160,7 @@ int main(int argc, char ** argv) {
         return run_driver(driver);
     }
     if (executor_command.parsed()) return run_executor(executor);
+    if (bind_command.parsed()) return strata::engine::run_bind(bind);
     if (import_command.parsed()) return strata::engine::run_import(store, name, sources);
     if (pull_command.parsed()) return strata::engine::run_pull(store, name, url);
     if (verify_command.parsed()) return strata::engine::run_verify(store, model);

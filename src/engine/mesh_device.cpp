@@ -8,9 +8,12 @@
 #include "wire/address.h"
 #include "wire/tcp.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 #include <unistd.h>
+
+#include <algorithm>
 
 namespace strata::engine {
 namespace {
@@ -20,30 +23,84 @@ wire::Network & network() {
     return *network;
 }
 
+absl::StatusOr<std::vector<std::string>> full_addresses(const std::vector<std::string> & texts) {
+    std::vector<std::string> addresses;
+    for (const std::string & text : texts) {
+        STRATA_ASSIGN_OR_RETURN(const wire::Address address, wire::Address::parse(text, wire::kDefaultExecutorPort));
+        addresses.push_back(address.to_string());
+    }
+    return addresses;
+}
+
+absl::StatusOr<mesh::LaneOptions::OnLoss> on_loss_of(std::string_view text) {
+    using OnLoss = mesh::LaneOptions::OnLoss;
+    if (text.empty() || text == "rebind") return OnLoss::kRebind;
+    if (text == "wait") return OnLoss::kWait;
+    if (text == "fail") return OnLoss::kFail;
+    return absl::InvalidArgumentError(fmt::format("on_loss is rebind, wait or fail, not '{}'", printable(text)));
+}
+
+// nullptr for a file, of which no digests are known.
+std::shared_ptr<const mesh::ModelLayers> layers_of(const ModelSource & source) {
+    if (!source.stored()) return nullptr;
+    auto model = std::make_shared<mesh::ModelLayers>();
+    const auto index = source.stored()->index;
+    for (const layers::LayerEntry & entry : index->layers) {
+        mesh::ModelLayers::Layer layer{entry.digest, entry.size, {}};
+        for (const layers::TensorEntry & tensor : entry.tensors) {
+            model->tensors[tensor.name] = {model->layers.size(), tensor.offset, tensor.length};
+            layer.tensors.push_back({tensor.offset, tensor.length, tensor.sha256});
+        }
+        std::ranges::sort(layer.tensors, {}, &wire::BlobPart::offset);
+        model->layers.push_back(std::move(layer));
+    }
+    // Not hashed here: who gets the bytes hashes them.
+    model->open = [store = source.store(), index](size_t layer) -> absl::StatusOr<MappedBytes> {
+        const auto path = store->blob_path(index->layers[layer].digest);
+        const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+        if (!file.valid()) return errno_status(errno, "open", path.native());
+        return map_file(file.get(), 0, index->layers[layer].size);
+    };
+    return model;
+}
+
 } // namespace
 
-absl::StatusOr<std::unique_ptr<MeshDevice>>
-MeshDevice::open(const std::vector<std::string> & on, const std::vector<double> & split, std::string_view model) {
+absl::StatusOr<std::unique_ptr<MeshDevice>> MeshDevice::open(const Options & options, const ModelSource & source) {
     STRATA_RETURN_IF_ERROR(start_runtime());
-    mesh::LaneOptions options;
-    for (const std::string & text : on) {
-        STRATA_ASSIGN_OR_RETURN(const wire::Address address, wire::Address::parse(text, wire::kDefaultExecutorPort));
-        options.executors.push_back(address.to_string());
-    }
-    options.split = split;
-    options.build = STRATA_ENGINE_BUILD_STRING;
-    options.name = fmt::format("{} (pid {})", printable(model), getpid());
-    options.on_loss = mesh::LaneOptions::OnLoss::kRebind;
-    options.log = [](const std::string & line) { log_message(STRATA_LOG_WARN, line); };
-    STRATA_ASSIGN_OR_RETURN(auto lane, mesh::Lane::open(network(), std::move(options)));
+    mesh::LaneOptions lane_options;
+    STRATA_ASSIGN_OR_RETURN(lane_options.executors, full_addresses(options.on));
+    lane_options.split = options.split;
+    lane_options.build = STRATA_ENGINE_BUILD_STRING;
+    lane_options.name = fmt::format("{} (pid {})", printable(options.name), getpid());
+    STRATA_ASSIGN_OR_RETURN(lane_options.on_loss, on_loss_of(options.on_loss));
+    lane_options.model = layers_of(source);
+    if (options.progress) lane_options.progress = options.progress;
+    lane_options.log = [](const std::string & line) { log_message(STRATA_LOG_WARN, line); };
+    STRATA_ASSIGN_OR_RETURN(auto lane, mesh::Lane::open(network(), std::move(lane_options)));
     mesh::Lane & kept = *lane;
     ggml_backend_dev_t device = mesh::add_device(std::move(lane));
     ggml_backend_device_register(device);
     return std::unique_ptr<MeshDevice>(new MeshDevice(device, kept));
 }
 
+std::set<size_t> MeshDevice::layers_needed_here(const ModelSource & source) const {
+    std::set<size_t> needed;
+    for (const size_t layer : source.hollow_layers()) {
+        for (const auto & tensor : source.stored()->index->layers[layer].tensors) {
+            if (!lane_.has_weight(tensor.name)) needed.insert(layer);
+        }
+    }
+    return needed;
+}
+
 MeshDevice::~MeshDevice() {
     lane_.close();
+}
+
+absl::Status MeshDevice::bind(int32_t first_layer, int32_t last_layer, const std::string & executor) {
+    STRATA_ASSIGN_OR_RETURN(const wire::Address address, wire::Address::parse(executor, wire::kDefaultExecutorPort));
+    return lane_.move(first_layer, last_layer, address.to_string());
 }
 
 std::string MeshDevice::name() const {

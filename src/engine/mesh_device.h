@@ -1,11 +1,14 @@
 #pragma once
 
 #include "base/status.h"
+#include "engine/model_source.h"
 
 #include <ggml-backend.h>
 #include <nlohmann/json_fwd.hpp>
 
+#include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -19,12 +22,22 @@ namespace strata::engine {
 // its connections.
 class MeshDevice {
 public:
-    // on: addresses of executors. split: their shares of the model, or none.
-    static absl::StatusOr<std::unique_ptr<MeshDevice>> open(const std::vector<std::string> & on,
-                                                            const std::vector<double> & split, std::string_view model);
+    struct Options {
+        std::vector<std::string> on; // addresses of executors
+        std::vector<double> split;   // their shares of the model, or none
+        std::string on_loss;         // as in DriverOptions
+        std::string name;            // of the model, for people
+        std::function<void(uint64_t done, uint64_t total)> progress;
+    };
+    // Where the source's weights lie is known to the executors by digest. `source` outlives it.
+    static absl::StatusOr<std::unique_ptr<MeshDevice>> open(const Options & options, const ModelSource & source);
     ~MeshDevice();
 
+    // Those of the hollow layers that the driver itself would compute with, once the model is loaded.
+    std::set<size_t> layers_needed_here(const ModelSource & source) const;
+
     std::string name() const; // as llama.cpp's --device takes it
+    absl::Status bind(int32_t first_layer, int32_t last_layer, const std::string & executor);
     // [{"executor":"127.0.0.1:7430","first_layer":0,"last_layer":14,"weights_bytes":..,"bytes_out":..,"bytes_in":..,
     // "graphs":..,"busy_ms":..}, …]: the parts of the lane. Within milliseconds, also during a decode.
     nlohmann::ordered_json parts() const;

@@ -4,12 +4,34 @@
 #include "base/text.h"
 #include "engine/gguf_layers.h"
 #include "layers/model_name.h"
+#include "layers/shard.h"
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <numeric>
 
 namespace strata::engine {
+namespace {
+
+// Blocks and tail; the driver itself works with the head and the embedding.
+layers::HollowLayers hollow_layers_of(const layers::StoredModel & model, const std::set<size_t> & real) {
+    layers::HollowLayers hollow;
+    for (size_t i = 0; i < model.index->layers.size(); ++i) {
+        const layers::LayerEntry & layer = model.index->layers[i];
+        const bool elsewhere = layer.kind == layers::LayerKind::kBlock || layer.kind == layers::LayerKind::kTail;
+        if (elsewhere && !layer.tensors.empty() && !real.contains(i)) hollow.layers.insert(i);
+    }
+    hollow.header = [index = model.index](size_t layer) { return layers::shard_header(index->layers[layer], layer); };
+    return hollow;
+}
+
+bool is_hollow(const layers::StoredModel & model, const layers::HollowLayers & hollow, const Digest & digest) {
+    return std::any_of(hollow.layers.begin(), hollow.layers.end(),
+                       [&](size_t layer) { return model.index->layers[layer].digest == digest; });
+}
+
+} // namespace
 
 absl::StatusOr<ModelSource> ModelSource::open(std::string_view model, const SourceOptions & options) {
     if (model.empty()) return absl::InvalidArgumentError("the name of a model must not be empty");
@@ -36,19 +58,33 @@ absl::StatusOr<ModelSource> ModelSource::open_stored(std::string_view model, con
         source.layers_.push_back(SourceLayer{layer.kind, layer.block, layer.digest.to_string(), layer.size,
                                              static_cast<uint32_t>(layer.tensors.size())});
     }
-    auto lease = source.store_->lease(fmt::format("open model {}", name.to_string()), stored.blobs);
+    layers::HollowLayers hollow;
+    std::vector<Digest> blobs = stored.blobs;
+    if (options.hollow) {
+        hollow = hollow_layers_of(stored, options.real_layers);
+        std::erase_if(blobs, [&](const Digest & digest) {
+            return is_hollow(stored, hollow, digest) && !source.store_->has(digest);
+        });
+    }
+    auto lease = source.store_->lease(fmt::format("open model {}", name.to_string()), blobs);
     if (absl::IsNotFound(lease.status())) { // the model is there, a part of it is not
         return absl::DataLossError(fmt::format("{} is not complete, import or pull it again: {}", name.to_string(),
                                                std::string(lease.status().message())));
     }
     STRATA_RETURN_IF_ERROR(lease.status());
     source.lease_ = *std::move(lease);
-    if (options.verify) {
+    if (options.verify && options.hollow) { // the others are verified where they run
+        for (size_t i = 0; i < stored.index->layers.size(); ++i) {
+            if (!hollow.layers.contains(i))
+                STRATA_RETURN_IF_ERROR(source.store_->map(stored.index->layers[i].digest).status());
+        }
+    } else if (options.verify) {
         STRATA_ASSIGN_OR_RETURN(const auto problems, source.store_->verify_for_use(name, options.progress));
         if (!problems.empty()) return absl::DataLossError(problems.front().sentence);
     }
     const auto views = options.views.empty() ? root.parent_path() / "views" : options.views;
-    STRATA_ASSIGN_OR_RETURN(source.first_file_, source.store_->materialise(stored, views));
+    STRATA_ASSIGN_OR_RETURN(source.first_file_, source.store_->materialise(stored, views, hollow));
+    source.hollow_layers_ = std::move(hollow.layers);
     source.name_ = name.to_string();
     source.stored_ = std::move(stored);
     return source;

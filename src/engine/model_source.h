@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,6 +18,10 @@ struct SourceOptions {
     std::filesystem::path store; // empty: the user's
     std::filesystem::path views; // empty: beside the store
     bool verify = false;         // hash every blob first
+    // For a model whose blocks and tail run elsewhere: their files are hollow, and need not be here. Those of
+    // `real_layers` are whole all the same.
+    bool hollow = false;
+    std::set<size_t> real_layers;
     layers::Progress progress;   // of the verification; may be empty
 };
 
@@ -41,6 +46,9 @@ public:
     const std::vector<SourceLayer> & layers() const { return layers_; }
     uint64_t size_bytes() const; // of all layers
     const std::optional<layers::StoredModel> & stored() const { return stored_; }
+    const std::set<size_t> & hollow_layers() const { return hollow_layers_; }
+    // The store that the model lies in, for as long as this lives. nullptr for a file.
+    const layers::Store * store() const { return store_.get(); }
 
 private:
     static absl::StatusOr<ModelSource> open_stored(std::string_view model, const SourceOptions & options);
@@ -50,6 +58,7 @@ private:
     std::filesystem::path first_file_;
     std::vector<SourceLayer> layers_;
     std::optional<layers::StoredModel> stored_;
+    std::set<size_t> hollow_layers_;
     std::unique_ptr<layers::Store> store_; // outlives the lease
     std::optional<layers::Lease> lease_;
 };

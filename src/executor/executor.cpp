@@ -10,8 +10,6 @@
 namespace strata::executor {
 namespace {
 
-constexpr uint64_t kPieceBytes = uint64_t{4} << 20;
-
 absl::Status unexpected(const wire::Frame & frame) {
     return absl::InvalidArgumentError(
         fmt::format("an unexpected frame of type {}", static_cast<int>(frame.header.type)));
@@ -38,8 +36,7 @@ public:
             if (const auto session = executor_->session(head.token)) return session->on_push(head.tag, frame, body);
             return absl::OkStatus();
         }
-        if (role_ == wire::Role::kPeer && frame.header.type == wire::FrameType::kWeightRequest)
-            return send_weight(body);
+        if (role_ == wire::Role::kPeer && frame.header.type == wire::FrameType::kBlobRequest) return send_blob(body);
         return unexpected(frame);
     }
 
@@ -70,18 +67,20 @@ private:
         return absl::OkStatus();
     }
 
-    absl::Status send_weight(std::span<const uint8_t> body) {
-        STRATA_ASSIGN_OR_RETURN(wire::WeightHead head, wire::decode_weight_request(body));
-        const auto weight = executor_->weights().find(head.digest);
-        const auto bytes = weight == nullptr ? std::span<const uint8_t>() : weight->bytes();
-        if (head.offset > bytes.size()) return absl::InvalidArgumentError("a piece beyond the end of a weight");
-        const uint64_t piece = std::min<uint64_t>(kPieceBytes, bytes.size() - head.offset);
-        head.total_bytes = bytes.size(); // none: unknown here
-        const auto encoded = wire::encode(head);
-        const std::array<std::span<const uint8_t>, 2> pieces{encoded, bytes.subspan(head.offset, piece)};
-        wire::FrameHeader header;
-        header.type = wire::FrameType::kWeight;
-        channel_->send(header, pieces);
+    absl::Status send_blob(std::span<const uint8_t> body) {
+        STRATA_ASSIGN_OR_RETURN(const wire::BlobHead asked, wire::decode_blob_request(body));
+        executor_->transfers().find(asked.digest, [channel = channel_, asked](const std::shared_ptr<Blob> & blob) {
+            const auto bytes = blob == nullptr ? std::span<const uint8_t>() : blob->bytes();
+            wire::BlobHead head = asked;
+            head.offset = std::min<uint64_t>(asked.offset, bytes.size()); // of what it does not have, the end
+            head.total_bytes = bytes.size();
+            const auto encoded = wire::encode(head);
+            const std::array<std::span<const uint8_t>, 2> pieces{
+                encoded, bytes.subspan(head.offset, std::min<uint64_t>(kBlobPieceBytes, bytes.size() - head.offset))};
+            wire::FrameHeader header;
+            header.type = wire::FrameType::kBlob;
+            channel->send(header, pieces);
+        });
         return absl::OkStatus();
     }
 
@@ -104,8 +103,11 @@ public:
         if (frame.header.type == wire::FrameType::kWelcome) return absl::OkStatus();
         const auto executor = executor_.lock();
         if (executor == nullptr) return absl::CancelledError("ended");
-        if (frame.header.type == wire::FrameType::kWeight) return executor->on_weight(frame);
-        return unexpected(frame);
+        if (frame.header.type != wire::FrameType::kBlob) return unexpected(frame);
+        auto data = frame.body();
+        STRATA_ASSIGN_OR_RETURN(const wire::BlobHead head, wire::decode_blob(data));
+        executor->transfers().add_from_peer(address_, head, data);
+        return absl::OkStatus();
     }
     void on_closed(const absl::Status & reason) override {
         if (const auto executor = executor_.lock()) executor->forget_peer(address_, this, reason);
@@ -119,12 +121,16 @@ private:
 Executor::Executor(wire::Network & network, ExecutorOptions options, std::vector<std::unique_ptr<Device>> devices)
     : network_(network)
     , options_(std::move(options))
-    , weights_(options_.folder, options_.kept_weights_bytes)
-    , devices_(std::move(devices)) {
-    weights_.on_added([this] {
-        for (const auto & device : devices_) device->all_ready();
-    });
-}
+    , unnamed_blobs_(options_.folder)
+    , blobs_(options_.kept_blobs_bytes)
+    , devices_(std::move(devices))
+    , transfers_(
+          blobs_, options_.store != nullptr ? *options_.store : static_cast<BlobStore &>(unnamed_blobs_),
+          unnamed_blobs_,
+          [this](const std::string & address, const Digest & digest, uint64_t offset) {
+              return ask_peer(address, digest, offset);
+          },
+          [this](const std::string & line) { log(line); }) {}
 
 Executor::~Executor() = default;
 
@@ -148,6 +154,7 @@ absl::StatusOr<std::shared_ptr<Session>> Executor::open_session(const wire::Hell
 
 void Executor::close_session(const std::shared_ptr<Session> & session) {
     session->end();
+    transfers_.leave(*session);
     const std::lock_guard lock(mutex_);
     sessions_.erase(session->token());
 }
@@ -204,116 +211,26 @@ absl::StatusOr<std::shared_ptr<wire::Channel>> Executor::peer(const std::string 
 
 void Executor::forget_peer(const std::string & address, const PeerLink * link, const absl::Status & reason) {
     log(fmt::format("peer {}: {}", address, std::string(reason.message())));
-    std::vector<Digest> lost;
     {
         const std::lock_guard lock(mutex_);
         const auto found = peers_.find(address);
         if (found != peers_.end() && found->second.first == link) peers_.erase(found);
-        for (const auto & [digest, fetch] : fetches_) {
-            if (!fetch.sources.empty() && fetch.sources.front() == address) lost.push_back(digest);
-        }
     }
-    for (const Digest & digest : lost) fetch_failed(digest, reason);
+    transfers_.peer_lost(address, reason);
 }
 
-void Executor::fetch(const Digest & digest, uint64_t bytes, std::vector<std::string> sources) {
-    {
-        const std::lock_guard lock(mutex_);
-        auto [fetch, inserted] = fetches_.try_emplace(digest);
-        if (!inserted && fetch->second.failed.ok()) return; // under way
-        fetch->second = {bytes, 0, std::move(sources), weights_.receive(digest, bytes), absl::OkStatus()};
-    }
-    request_piece(digest);
-}
-
-void Executor::request_piece(const Digest & digest) {
-    std::string source;
-    wire::WeightHead head;
-    {
-        const std::lock_guard lock(mutex_);
-        const auto fetch = fetches_.find(digest);
-        if (fetch == fetches_.end()) return;
-        if (fetch->second.sources.empty()) {
-            fetch->second.failed = absl::NotFoundError("no source");
-            return;
-        }
-        source = fetch->second.sources.front();
-        head = {digest, fetch->second.received, 0};
-    }
-    const auto channel = peer(source);
-    if (!channel.ok()) return fetch_failed(digest, channel.status());
+absl::Status Executor::ask_peer(const std::string & address, const Digest & digest, uint64_t offset) {
+    STRATA_ASSIGN_OR_RETURN(const auto channel, peer(address));
     wire::FrameHeader header;
-    header.type = wire::FrameType::kWeightRequest;
-    (*channel)->send(header, wire::encode(head));
-}
-
-absl::Status Executor::on_weight(const wire::Frame & frame) {
-    auto data = frame.body();
-    STRATA_ASSIGN_OR_RETURN(const wire::WeightHead head, wire::decode_weight(data));
-    std::unique_ptr<WeightCache::Receiver> receiver;
-    {
-        const std::lock_guard lock(mutex_);
-        const auto fetch = fetches_.find(head.digest);
-        if (fetch == fetches_.end() || fetch->second.receiver == nullptr) return absl::OkStatus();
-        receiver = std::move(fetch->second.receiver);
-    }
-    const auto whole =
-        head.total_bytes == 0 ? absl::NotFoundError("it does not have the weight") : receiver->add(head.offset, data);
-    if (!whole.ok()) {
-        fetch_failed(head.digest, whole.status());
-        return absl::OkStatus();
-    }
-    {
-        const std::lock_guard lock(mutex_);
-        const auto fetch = fetches_.find(head.digest);
-        if (fetch == fetches_.end()) return absl::OkStatus();
-        if (*whole) {
-            fetches_.erase(fetch);
-            return absl::OkStatus();
-        }
-        fetch->second.receiver = std::move(receiver);
-        fetch->second.received += data.size();
-    }
-    request_piece(head.digest);
+    header.type = wire::FrameType::kBlobRequest;
+    channel->send(header, wire::encode(wire::BlobHead{digest, offset, 0}));
     return absl::OkStatus();
-}
-
-// Goes on with the next source, from the start.
-void Executor::fetch_failed(const Digest & digest, const absl::Status & reason) {
-    bool more = false;
-    {
-        const std::lock_guard lock(mutex_);
-        const auto found = fetches_.find(digest);
-        if (found == fetches_.end()) return;
-        Fetch & fetch = found->second;
-        const std::string source = fetch.sources.empty() ? "" : fetch.sources.front();
-        log(fmt::format("weight {} from {}: {}", digest.to_string(), source, std::string(reason.message())));
-        if (!fetch.sources.empty()) fetch.sources.erase(fetch.sources.begin());
-        fetch.received = 0;
-        fetch.receiver = weights_.receive(digest, fetch.bytes);
-        more = !fetch.sources.empty();
-        if (!more) {
-            fetch.failed =
-                absl::UnavailableError(fmt::format("no source gave weight {}; the last, {}: {}", digest.to_string(),
-                                                   source, std::string(reason.message())));
-        }
-    }
-    if (more) return request_piece(digest);
-    for (const auto & device : devices_) device->all_ready(); // who waits for it sees the failure
-}
-
-absl::Status Executor::fetch_status(std::string_view digest) const {
-    const auto parsed = Digest::parse(digest);
-    if (!parsed.ok()) return absl::OkStatus();
-    const std::lock_guard lock(mutex_);
-    const auto fetch = fetches_.find(*parsed);
-    return fetch == fetches_.end() ? absl::OkStatus() : fetch->second.failed;
 }
 
 Executor::Status Executor::status() const {
     Status status;
     status.name = options_.name;
-    status.weights = weights_.totals();
+    status.blobs = blobs_.totals();
     const std::lock_guard lock(mutex_);
     for (const auto & [token, session] : sessions_) status.sessions.push_back(session->status());
     return status;

@@ -2,7 +2,7 @@
 
 #include "executor/device.h"
 #include "executor/session.h"
-#include "executor/weights.h"
+#include "executor/transfers.h"
 #include "wire/network.h"
 
 #include <functional>
@@ -15,9 +15,10 @@ namespace strata::executor {
 struct ExecutorOptions {
     std::string name;                         // for people
     std::string build;                        // of the engine; drivers and peers of another one are refused
-    std::string folder;                       // for weights that come over the network
+    std::string folder;                       // for blobs that come over the network and need not be kept
+    std::shared_ptr<BlobStore> store;         // for those that are to be kept; nullptr: there is none
     uint64_t memory_limit_bytes = UINT64_MAX; // for each driver
-    uint64_t kept_weights_bytes = UINT64_MAX; // of weights that nobody uses now
+    uint64_t kept_blobs_bytes = UINT64_MAX;   // of blobs in memory that nobody uses now
     std::function<void(const std::string &)> log = [](const std::string &) {};
 };
 
@@ -30,17 +31,14 @@ public:
     std::shared_ptr<wire::ChannelHandler> on_connection(std::shared_ptr<wire::Channel> channel) override;
 
     // For sessions.
-    WeightCache & weights() { return weights_; }
+    Transfers & transfers() { return transfers_; }
     // The connection to another executor, made when there is none.
     absl::StatusOr<std::shared_ptr<wire::Channel>> peer(const std::string & address);
-    // Gets a weight from the first of the peers that has it. fetch_status says when that came to nothing.
-    void fetch(const Digest & digest, uint64_t bytes, std::vector<std::string> sources);
-    absl::Status fetch_status(std::string_view digest) const;
     void log(const std::string & line) const { options_.log(line); }
 
     struct Status {
         std::string name;
-        WeightCache::Totals weights;
+        BlobCache::Totals blobs;
         std::vector<Session::Status> sessions;
     };
     Status status() const;
@@ -54,27 +52,19 @@ private:
     void close_session(const std::shared_ptr<Session> & session);
     std::shared_ptr<Session> session(const wire::Token & token) const;
     void forget_peer(const std::string & address, const PeerLink * link, const absl::Status & reason);
-    void request_piece(const Digest & digest);
-    absl::Status on_weight(const wire::Frame & frame);
-    void fetch_failed(const Digest & digest, const absl::Status & reason);
+    absl::Status ask_peer(const std::string & address, const Digest & digest, uint64_t offset);
     std::vector<uint8_t> welcome() const;
 
     wire::Network & network_;
     const ExecutorOptions options_;
-    WeightCache weights_;
+    UnnamedBlobs unnamed_blobs_;
+    BlobCache blobs_;
     const std::vector<std::unique_ptr<Device>> devices_;
 
     mutable std::mutex mutex_;
     std::map<wire::Token, std::shared_ptr<Session>> sessions_;
     std::map<std::string, std::pair<const PeerLink *, std::shared_ptr<wire::Channel>>> peers_;
-    struct Fetch {
-        uint64_t bytes = 0;
-        uint64_t received = 0;
-        std::vector<std::string> sources; // the first is asked now
-        std::unique_ptr<WeightCache::Receiver> receiver;
-        absl::Status failed;
-    };
-    std::map<Digest, Fetch> fetches_;
+    Transfers transfers_; // its thread ends first
 };
 
 } // namespace strata::executor

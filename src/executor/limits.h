@@ -12,12 +12,20 @@ inline constexpr size_t kMaxGraphs = 256;
 inline constexpr size_t kMaxGraphBytes = size_t{256} << 20;
 inline constexpr size_t kMaxPeers = 256;
 inline constexpr size_t kMaxWeights = 1 << 20;
+inline constexpr size_t kMaxOffers = 1 << 16;
+// Weights lie at multiples of this in their blobs, as in every GGUF file that can be mapped.
+inline constexpr uint64_t kWeightAlignment = 32;
 // Commands that arrived and wait, and pushes that nobody expects yet.
 inline constexpr size_t kMaxInboxBytes = size_t{1} << 30;
 inline constexpr size_t kMaxArrivedBytes = size_t{1} << 30;
 // A driver hears of progress at least this often: it waits when it is far ahead (mesh/limits.h).
 inline constexpr uint32_t kFramesPerProgress = 8;
 inline constexpr uint64_t kGraphsPerProgress = 16;
+
+// Blobs that peers ask for and that have to be looked for in the store; above that they are not here.
+inline constexpr size_t kMaxStoreTasks = 1024;
+// How much of a blob goes in one frame, executor to executor.
+inline constexpr uint64_t kBlobPieceBytes = uint64_t{4} << 20;
 
 // Memory is counted in pieces of this size, when they are first written.
 inline constexpr uint64_t kChunkBytes = 64 << 10;

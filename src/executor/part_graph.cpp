@@ -111,14 +111,14 @@ absl::Status PartGraph::resolve_leaf(ggml_tensor & tensor, uint64_t address, Mem
         const uint64_t offset = address - bound->first;
         BoundWeight & weight = bound->second;
         if (bytes > weight.bytes - offset) return absl::OutOfRangeError("a view beyond its weight");
-        if (weight.weight == nullptr) return absl::UnavailableError(weight.digest.to_string());
-        tensor.data = const_cast<uint8_t *>(weight.weight->bytes().data()) + offset; // a leaf: never written
+        if (weight.blob == nullptr) return absl::UnavailableError(weight.digest.to_string());
+        tensor.data = const_cast<uint8_t *>(weight.data().data()) + offset; // a leaf: never written
         tensor.buffer = memory.buffer(address);
-        held_.push_back(weight.weight);
+        held_.push_back(weight.blob);
         const bool whole = offset == 0 && bytes == weight.bytes && tensor.type == static_cast<int>(weight.type) &&
                            ggml_is_contiguous(&tensor) &&
                            std::equal(weight.ne.begin(), weight.ne.end(), static_cast<int64_t *>(tensor.ne));
-        if (whole) weight_leafs_.push_back({&tensor, weight.weight});
+        if (whole) weight_leafs_.push_back({&tensor, weight.blob, weight.offset});
         return absl::OkStatus();
     }
     STRATA_ASSIGN_OR_RETURN(tensor.data, memory.at({address, bytes}));
@@ -142,7 +142,7 @@ void PartGraph::place_weights(const DeviceTraits & device) {
                        prefers(device, buft, *node);
             });
             if (!all || users == 0) continue;
-            const ggml_tensor * repacked = leaf.weight->repacked(buft, leaf.tensor->type, leaf.tensor->ne);
+            const ggml_tensor * repacked = leaf.blob->repacked(leaf.offset, buft, leaf.tensor->type, leaf.tensor->ne);
             if (repacked == nullptr) continue;
             leaf.tensor->data = repacked->data;
             leaf.tensor->buffer = repacked->buffer;

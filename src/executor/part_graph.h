@@ -1,7 +1,7 @@
 #pragma once
 
+#include "executor/blobs.h"
 #include "executor/memory.h"
-#include "executor/weights.h"
 #include "wire/graph.h"
 
 #include <absl/container/flat_hash_map.h>
@@ -15,11 +15,14 @@ namespace strata::executor {
 
 // Weights as a session bound them, by address.
 struct BoundWeight {
-    Digest digest;
+    Digest digest; // of the blob
+    uint64_t offset = 0;
     uint32_t type = 0;
     std::array<int64_t, 4> ne{};
     uint64_t bytes = 0;
-    std::shared_ptr<Weight> weight; // nullptr until it arrived
+    std::shared_ptr<Blob> blob; // nullptr until it arrived
+
+    std::span<const uint8_t> data() const { return blob->bytes().subspan(offset, bytes); }
 };
 using BoundWeights = std::map<uint64_t, BoundWeight>;
 
@@ -32,7 +35,7 @@ struct DeviceTraits {
 // A graph of a driver made ready to run here: checked, its addresses resolved, its weights in the device's layout.
 class PartGraph {
 public:
-    // Unavailable: a weight has not arrived yet. Any other error: the graph is wrong, and the message says how.
+    // Unavailable: a blob has not arrived yet. Any other error: the graph is wrong, and the message says how.
     static absl::StatusOr<std::unique_ptr<PartGraph>> build(const wire::Graph & graph, Memory & memory,
                                                             BoundWeights & weights, const DeviceTraits & device);
 
@@ -58,10 +61,11 @@ private:
     std::vector<ggml_tensor *> tensors_;
     struct Leaf {
         ggml_tensor * tensor;
-        std::shared_ptr<Weight> weight;
+        std::shared_ptr<Blob> blob;
+        uint64_t offset;
     };
     std::vector<Leaf> weight_leafs_;
-    std::vector<std::shared_ptr<Weight>> held_;
+    std::vector<std::shared_ptr<Blob>> held_;
     std::vector<Check> checks_;
 };
 

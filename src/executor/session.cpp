@@ -26,7 +26,7 @@ Session::~Session() = default;
 // -------------------- arrivals
 
 absl::Status Session::on_frame(const wire::Frame & frame) {
-    if (frame.header.type == wire::FrameType::kWeight) return receive_weight(frame);
+    if (frame.header.type == wire::FrameType::kBlob) return receive_blob(frame);
     if (frame.header.type == wire::FrameType::kSkip) return skip(frame);
     if (frame.header.type != wire::FrameType::kCommands) {
         return absl::InvalidArgumentError(
@@ -75,6 +75,7 @@ void Session::end() {
         ended_ = true;
         inbox_.clear();
         arrived_.clear();
+        arrived_blobs_.clear();
     }
     room_.notify_all();
     device_.remove(this);
@@ -90,17 +91,28 @@ absl::Status Session::skip(const wire::Frame & frame) {
     return absl::OkStatus();
 }
 
-absl::Status Session::receive_weight(const wire::Frame & frame) {
+absl::Status Session::receive_blob(const wire::Frame & frame) {
     auto data = frame.body();
-    STRATA_ASSIGN_OR_RETURN(const wire::WeightHead head, wire::decode_weight(data));
-    auto & receiver = receiving_[head.digest];
-    if (receiver == nullptr) receiver = executor_.weights().receive(head.digest, head.total_bytes);
-    STRATA_ASSIGN_OR_RETURN(const bool whole, receiver->add(head.offset, data));
-    if (whole) {
-        receiving_.erase(head.digest);
-        answer(head.digest, wire::WeightState::kHave);
-    }
+    STRATA_ASSIGN_OR_RETURN(const wire::BlobHead head, wire::decode_blob(data));
+    executor_.transfers().add_from_driver(*this, head, data);
     return absl::OkStatus();
+}
+
+void Session::ask_driver(const Digest & digest) {
+    answer({digest, wire::BlobState::kNeed, ""});
+}
+
+void Session::arrived(const Digest & digest, const absl::StatusOr<std::shared_ptr<Blob>> & blob) {
+    if (!blob.ok()) {
+        return answer({digest, wire::BlobState::kMissing, std::string(blob.status().message())});
+    }
+    {
+        const std::lock_guard lock(mutex_);
+        if (ended_) return;
+        arrived_blobs_[digest] = *blob;
+    }
+    answer({digest, wire::BlobState::kHave, ""});
+    device_.ready(this);
 }
 
 // -------------------- the queue
@@ -175,12 +187,11 @@ void Session::send(wire::FrameType type, std::span<const std::span<const uint8_t
     channel_->send(header, body);
 }
 
-void Session::answer(const Digest & digest, wire::WeightState state) {
+void Session::answer(const wire::BlobAnswer & answer) {
     wire::FrameHeader header;
-    header.type = wire::FrameType::kWeightState;
+    header.type = wire::FrameType::kBlobState;
     header.sequence = done_sequence_.load();
-    const auto body = wire::encode(wire::WeightAnswer{digest, state});
-    channel_->send(header, body);
+    channel_->send(header, wire::encode(answer));
 }
 
 // -------------------- commands
@@ -224,11 +235,22 @@ absl::StatusOr<Session::Step> Session::execute(const wire::DropBytes & command) 
     return Step::kDone;
 }
 
+absl::StatusOr<Session::Step> Session::execute(const wire::OfferBlob & command) {
+    if (offers_.size() >= kMaxOffers) return absl::ResourceExhaustedError("too many offers");
+    if (command.bytes > kMaxAddressSpaceBytes) return absl::InvalidArgumentError("a blob that is too large");
+    offers_[command.digest] = command.bytes;
+    executor_.transfers().want(command, shared_from_this());
+    return Step::kDone;
+}
+
 absl::StatusOr<Session::Step> Session::execute(const wire::BindWeight & command) {
     if (weights_.size() >= kMaxWeights) return absl::ResourceExhaustedError("too many weights");
     if (command.type >= GGML_TYPE_COUNT || ggml_blck_size(static_cast<ggml_type>(command.type)) == 0) {
         return absl::InvalidArgumentError(fmt::format("a weight of unknown type {}", command.type));
     }
+    const auto offer = offers_.find(command.blob);
+    if (offer == offers_.end()) return absl::InvalidArgumentError("a weight of a blob that was not offered");
+    if (command.offset % kWeightAlignment != 0) return absl::InvalidArgumentError("a weight that is not aligned");
     const auto type = static_cast<ggml_type>(command.type);
     __extension__ using Wide = unsigned __int128;
     Wide bytes = ggml_type_size(type);
@@ -239,45 +261,49 @@ absl::StatusOr<Session::Step> Session::execute(const wire::BindWeight & command)
     }
     if (command.ne[0] % ggml_blck_size(type) != 0) return absl::InvalidArgumentError("a weight with half a block");
     bytes /= static_cast<Wide>(ggml_blck_size(type));
-    BoundWeight bound{command.digest, command.type, command.ne, static_cast<uint64_t>(bytes), nullptr};
+    if (command.offset > offer->second || bytes > offer->second - command.offset)
+        return absl::OutOfRangeError("a weight beyond its blob");
+    BoundWeight bound{command.blob, command.offset, command.type, command.ne, static_cast<uint64_t>(bytes), nullptr};
     STRATA_RETURN_IF_ERROR(memory_.at({command.address, bound.bytes}).status());
     const auto next = weights_.lower_bound(command.address);
     if ((next != weights_.end() && next->first < command.address + bound.bytes && next->first != command.address) ||
         (next != weights_.begin() && std::prev(next)->first + std::prev(next)->second.bytes > command.address)) {
         return absl::InvalidArgumentError("a weight that overlaps another one");
     }
-    bound.weight = executor_.weights().find(command.digest);
-    if (bound.weight != nullptr && bound.weight->bytes().size() != bound.bytes) {
-        return absl::InvalidArgumentError(fmt::format("weight {} has {} bytes, not {}", command.digest.to_string(),
-                                                      bound.weight->bytes().size(), bound.bytes));
+    {
+        const std::lock_guard lock(mutex_);
+        attach(bound);
     }
-    const bool have = bound.weight != nullptr;
-    if (have) weights_bytes_ += bound.bytes;
     forget_parts();
+    if (const auto before = weights_.find(command.address); before != weights_.end() && before->second.blob != nullptr)
+        weights_bytes_ -= before->second.bytes;
     weights_[command.address] = std::move(bound);
-    if (!have && !command.sources.empty()) {
-        std::vector<std::string> sources;
-        for (const uint16_t source : command.sources) {
-            if (const auto peer = peers_.find(source); peer != peers_.end()) sources.push_back(peer->second.address);
-        }
-        executor_.fetch(command.digest, static_cast<uint64_t>(bytes), std::move(sources));
-    }
-    answer(command.digest, have || !command.sources.empty() ? wire::WeightState::kHave : wire::WeightState::kNeed);
     return Step::kDone;
+}
+
+// mutex_ held.
+void Session::attach(BoundWeight & bound) {
+    const auto arrived = arrived_blobs_.find(bound.digest);
+    if (arrived == arrived_blobs_.end() || arrived->second->bytes().size() < bound.offset + bound.bytes) return;
+    bound.blob = arrived->second;
+    weights_bytes_ += bound.bytes;
 }
 
 absl::StatusOr<Session::Step> Session::execute(const wire::UnbindWeight & command) {
     const auto bound = weights_.find(command.address);
     if (bound == weights_.end()) return absl::InvalidArgumentError("no weight is bound at this address");
     if (command.keep) {
-        if (bound->second.weight == nullptr) bound->second.weight = executor_.weights().find(bound->second.digest);
-        if (bound->second.weight == nullptr) return Step::kWaits;
-        const auto bytes = bound->second.weight->bytes();
+        if (bound->second.blob == nullptr) {
+            const std::lock_guard lock(mutex_);
+            attach(bound->second);
+        }
+        if (bound->second.blob == nullptr) return Step::kWaits;
+        const auto bytes = bound->second.data();
         STRATA_ASSIGN_OR_RETURN(uint8_t * const to, memory_.for_writing({command.address, bytes.size()}));
         std::ranges::copy(bytes, to);
     }
     forget_parts();
-    if (bound->second.weight != nullptr) weights_bytes_ -= bound->second.bytes;
+    if (bound->second.blob != nullptr) weights_bytes_ -= bound->second.bytes;
     weights_.erase(bound);
     return Step::kDone;
 }
@@ -305,17 +331,16 @@ absl::StatusOr<Session::Step> Session::execute(const wire::Compute & command) {
     if (stored == graphs_.end()) return absl::InvalidArgumentError("a graph that was not defined");
     auto & part = stored->second.part;
     if (part == nullptr) {
-        for (auto & [address, bound] : weights_) {
-            if (bound.weight != nullptr) continue;
-            bound.weight = executor_.weights().find(bound.digest);
-            if (bound.weight != nullptr) weights_bytes_ += bound.bytes;
+        {
+            const std::lock_guard lock(mutex_);
+            for (auto & [address, bound] : weights_) {
+                if (bound.blob == nullptr) attach(bound);
+            }
+            arrived_blobs_.clear(); // the weights hold them
         }
         STRATA_ASSIGN_OR_RETURN(const wire::Graph graph, wire::Graph::decode(stored->second.encoded));
         auto built = PartGraph::build(graph, memory_, weights_, device_.traits());
-        if (absl::IsUnavailable(built.status())) { // a weight
-            STRATA_RETURN_IF_ERROR(executor_.fetch_status(std::string(built.status().message())));
-            return Step::kWaits;
-        }
+        if (absl::IsUnavailable(built.status())) return Step::kWaits; // for a blob
         if (!built.ok()) return built.status();
         part = *std::move(built);
     }
@@ -381,8 +406,8 @@ absl::StatusOr<const uint8_t *> Session::readable(wire::Segment segment) const {
     if (bound != weights_.begin() && segment.address - (--bound)->first < bound->second.bytes) {
         const uint64_t offset = segment.address - bound->first;
         if (segment.bytes > bound->second.bytes - offset) return absl::OutOfRangeError("a range beyond its weight");
-        if (bound->second.weight == nullptr) return absl::UnavailableError("a weight that is not here yet");
-        return bound->second.weight->bytes().data() + offset;
+        if (bound->second.blob == nullptr) return absl::UnavailableError("a weight that is not here yet");
+        return bound->second.data().data() + offset;
     }
     STRATA_ASSIGN_OR_RETURN(const uint8_t * const data, memory_.at(segment));
     return data;

@@ -2,6 +2,7 @@
 
 #include "executor/device.h"
 #include "executor/limits.h"
+#include "executor/transfers.h"
 #include "wire/network.h"
 
 #include <absl/container/flat_hash_map.h>
@@ -18,7 +19,7 @@ class Executor;
 
 // One lane of one driver: its memory, its weights, its graphs, and its commands in their order. What arrives comes from
 // the threads of connections; the commands run on the device's thread.
-class Session : public Work, public std::enable_shared_from_this<Session> {
+class Session : public Work, public Transfers::Waiter, public std::enable_shared_from_this<Session> {
 public:
     Session(Executor & executor, Device & device, std::shared_ptr<wire::Channel> channel, const wire::Hello & hello,
             uint64_t memory_limit_bytes);
@@ -31,6 +32,9 @@ public:
     void end(); // the connection is gone
 
     Outcome work() override;
+
+    void ask_driver(const Digest & digest) override;
+    void arrived(const Digest & digest, const absl::StatusOr<std::shared_ptr<Blob>> & blob) override;
 
     struct Status {
         std::string name;
@@ -78,12 +82,14 @@ private:
     absl::StatusOr<Step> execute(const wire::Expect & command);
     absl::StatusOr<Step> execute(const wire::Read & command);
     absl::StatusOr<Step> execute(const wire::SetPeer & command);
+    absl::StatusOr<Step> execute(const wire::OfferBlob & command);
 
     absl::StatusOr<std::vector<std::span<const uint8_t>>> gather(const std::vector<wire::Segment> & segments) const;
     absl::StatusOr<const uint8_t *> readable(wire::Segment segment) const;
-    absl::Status receive_weight(const wire::Frame & frame);
+    absl::Status receive_blob(const wire::Frame & frame);
     absl::Status skip(const wire::Frame & frame);
-    void answer(const Digest & digest, wire::WeightState state);
+    void answer(const wire::BlobAnswer & answer);
+    void attach(BoundWeight & bound);
     void send(wire::FrameType type, std::span<const std::span<const uint8_t>> body);
     void fail(const absl::Status & status);
     void forget_parts();
@@ -103,14 +109,13 @@ private:
     size_t arrived_bytes_ = 0;
     uint64_t skip_below_ = 0; // pushes with smaller tags will not come
     bool ended_ = false;
+    absl::flat_hash_map<Digest, std::shared_ptr<Blob>> arrived_blobs_; // since the last graph was put together
     uint64_t generation_ = 0, epoch_ = 0;
     uint64_t next_sequence_ = 1;
 
-    // Of the connection's thread.
-    absl::flat_hash_map<Digest, std::unique_ptr<WeightCache::Receiver>> receiving_;
-
     // Of the device's thread.
     Memory memory_;
+    absl::flat_hash_map<Digest, uint64_t> offers_; // their bytes
     BoundWeights weights_;
     std::map<wire::GraphHash, StoredGraph> graphs_;
     size_t graph_bytes_ = 0;

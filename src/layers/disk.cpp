@@ -57,6 +57,10 @@ public:
         return check(::utimensat(AT_FDCWD, path.c_str(), nullptr, AT_SYMLINK_NOFOLLOW), "change the time of", path);
     }
 
+    absl::Status resize(int fd, uint64_t size, const std::filesystem::path & path) override {
+        return check(::ftruncate(fd, static_cast<off_t>(size)), "make room in", path);
+    }
+
     absl::Status symlink(const std::filesystem::path & target, const std::filesystem::path & link) override {
         return check(::symlink(target.c_str(), link.c_str()), "make the link", link);
     }

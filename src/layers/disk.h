@@ -18,6 +18,8 @@ public:
     // A new file for writing and reading; kAlreadyExists when it is there.
     virtual absl::StatusOr<UniqueFd> create(const std::filesystem::path & path) = 0;
     virtual absl::Status write(int fd, std::span<const std::byte> data, const std::filesystem::path & path) = 0;
+    // Makes the file this long; what is added takes no room and reads as zeros.
+    virtual absl::Status resize(int fd, uint64_t size, const std::filesystem::path & path) = 0;
     virtual absl::Status sync(int fd, const std::filesystem::path & path) = 0;
     virtual absl::Status sync_folder(const std::filesystem::path & path) = 0;
     virtual absl::Status rename(const std::filesystem::path & from, const std::filesystem::path & to) = 0;

@@ -97,6 +97,11 @@ absl::Status FaultyDisk::touch(const fs::path & path) {
     return real().touch(path);
 }
 
+absl::Status FaultyDisk::resize(int fd, uint64_t size, const fs::path & path) {
+    STRATA_RETURN_IF_ERROR(step(path, true));
+    return real().resize(fd, size, path);
+}
+
 absl::Status FaultyDisk::symlink(const fs::path & target, const fs::path & link) {
     STRATA_RETURN_IF_ERROR(step(link, true));
     return real().symlink(target, link);

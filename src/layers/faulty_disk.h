@@ -43,6 +43,7 @@ public:
     absl::Status remove(const std::filesystem::path & path) override;
     absl::Status make_folder(const std::filesystem::path & path) override;
     absl::Status touch(const std::filesystem::path & path) override;
+    absl::Status resize(int fd, uint64_t size, const std::filesystem::path & path) override;
     absl::Status symlink(const std::filesystem::path & target, const std::filesystem::path & link) override;
 
 private:

@@ -28,4 +28,8 @@ struct Shard {
 // alignment is: ggml needs no more, and a file aligned to less could not be mapped.
 std::vector<Shard> make_shards(const GgufModel & model);
 
+// The header of the shard that `layer` is, the one with this number; not of the head, which has more than its tensors.
+// kFailedPrecondition when the layer's blob was laid out by somebody else.
+absl::StatusOr<std::string> shard_header(const LayerEntry & layer, size_t number);
+
 } // namespace strata::layers

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "base/digest.h"
+#include "base/mapped_bytes.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 #include "layers/disk.h"
@@ -12,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -70,6 +72,13 @@ struct StoredModel {
 
 // Which of `models` refer to each layer blob, in the order of `models`: what a model shares, and what is its own.
 std::map<Digest, std::vector<ModelName>> models_by_layer(const std::vector<StoredModel> & models);
+
+// Layers of a view whose data is elsewhere: their files have the header, and a hole for the tensors.
+struct HollowLayers {
+    std::set<size_t> layers; // by their place in the index
+    // The header of a layer that is not in the store.
+    std::function<absl::StatusOr<std::string>(size_t layer)> header;
+};
 
 class StoreCore;
 
@@ -190,9 +199,16 @@ public:
     absl::StatusOr<GcResult> collect_garbage(const GcOptions & options);
 
     // A folder of symlinks into the blobs, named so that llama.cpp loads it as a split model; the path of its first
-    // file. Idempotent; equal models have equal views. The folder is `views`/<manifest digest>.
-    absl::StatusOr<std::filesystem::path> materialise(const StoredModel & model,
-                                                      const std::filesystem::path & views) const;
+    // file. Idempotent; equal models have equal views. The folder is `views`/<manifest digest>, and more when layers
+    // are hollow.
+    absl::StatusOr<std::filesystem::path> materialise(const StoredModel & model, const std::filesystem::path & views,
+                                                      const HollowLayers & hollow = {}) const;
+
+    // A blob's bytes in place. It is hashed first, unless it was whole when it was hashed last and its file was not
+    // changed since. kNotFound; kDataLoss, when the bytes have another digest.
+    absl::StatusOr<MappedBytes> map(const Digest & digest) const;
+    // Says that a blob was written from hashed bytes just now.
+    absl::Status remember_whole(const Digest & digest) const;
 
     // Bytes of all blobs on disk.
     absl::StatusOr<uint64_t> size_bytes() const;

@@ -253,6 +253,32 @@ absl::StatusOr<std::vector<BlobProblem>> Store::verify_for_use(const ModelName &
     return core_->verify(name, &known, progress);
 }
 
+absl::StatusOr<MappedBytes> Store::map(const Digest & digest) const {
+    const StoreFiles & files = core_->files;
+    STRATA_ASSIGN_OR_RETURN(const OpenFile file, open_regular(files.blob(digest)));
+    const std::optional<FileStamp> stamp = FileStamp::of(file);
+    if (!VerifiedBlobs::read(files).contains(files, digest)) {
+        STRATA_ASSIGN_OR_RETURN(const Digest found, hash_range(file, files.blob(digest), 0, file.size));
+        if (found != digest) {
+            return absl::DataLossError(fmt::format("blob {} is damaged: its bytes have the digest {}",
+                                                   digest.to_string(), found.to_string()));
+        }
+        if (stamp && !stamp->is_fresh() && FileStamp::of(file) == stamp) remember_whole(digest).IgnoreError();
+    }
+    return map_file(file.fd.get(), 0, file.size);
+}
+
+absl::Status Store::remember_whole(const Digest & digest) const {
+    const StoreFiles & files = core_->files;
+    STRATA_ASSIGN_OR_RETURN(const OpenFile file, open_regular(files.blob(digest)));
+    const std::optional<FileStamp> stamp = FileStamp::of(file);
+    if (!stamp) return absl::UnavailableError("the file says nothing of itself");
+    VerifiedBlobs whole;
+    whole.insert(digest, *stamp);
+    STRATA_ASSIGN_OR_RETURN(const StoreLock lock, files.lock_exclusive());
+    return whole.merge_into(files, lock);
+}
+
 absl::StatusOr<std::vector<BlobProblem>>
 StoreCore::verify(const std::optional<ModelName> & name, const VerifiedBlobs * known, const Progress & progress) const {
     Plan plan(*this);

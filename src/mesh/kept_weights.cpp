@@ -7,6 +7,11 @@
 #include <cerrno>
 
 namespace strata::mesh {
+namespace {
+
+constexpr uint64_t kPageBytes = 4096;
+
+} // namespace
 
 absl::Status KeptWeights::add(const Digest & digest, std::span<const uint8_t> bytes) {
     if (places_.contains(digest)) return absl::OkStatus();
@@ -23,23 +28,14 @@ absl::Status KeptWeights::add(const Digest & digest, std::span<const uint8_t> by
         done += static_cast<uint64_t>(n);
     }
     places_[digest] = {end_, bytes.size()};
-    end_ += bytes.size();
+    end_ += (bytes.size() + kPageBytes - 1) / kPageBytes * kPageBytes; // a mapping begins with a page
     return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<uint8_t>> KeptWeights::get(const Digest & digest) const {
+absl::StatusOr<MappedBytes> KeptWeights::get(const Digest & digest) const {
     const auto place = places_.find(digest);
     if (place == places_.end()) return absl::NotFoundError(fmt::format("weight {} was not kept", digest.to_string()));
-    std::vector<uint8_t> bytes(place->second.bytes);
-    uint64_t done = 0;
-    while (done < bytes.size()) {
-        const ssize_t n = pread(file_.get(), bytes.data() + done, bytes.size() - done,
-                                static_cast<off_t>(place->second.offset + done));
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return errno_status(n == 0 ? EIO : errno, "cannot read a kept weight in", folder_);
-        done += static_cast<uint64_t>(n);
-    }
-    return bytes;
+    return map_file(file_.get(), place->second.offset, place->second.bytes);
 }
 
 } // namespace strata::mesh

@@ -1,13 +1,13 @@
 #pragma once
 
 #include "base/digest.h"
+#include "base/mapped_bytes.h"
 #include "base/unique_fd.h"
 
 #include <cstdint>
 #include <map>
 #include <span>
 #include <string>
-#include <vector>
 
 namespace strata::mesh {
 
@@ -19,7 +19,7 @@ public:
         : folder_(std::move(folder)) {}
 
     absl::Status add(const Digest & digest, std::span<const uint8_t> bytes);
-    absl::StatusOr<std::vector<uint8_t>> get(const Digest & digest) const;
+    absl::StatusOr<MappedBytes> get(const Digest & digest) const;
 
 private:
     struct Place {

@@ -56,6 +56,10 @@ std::vector<std::vector<Segment>> in_pieces(const std::vector<Segment> & segment
     return pieces;
 }
 
+std::chrono::milliseconds pause_after(Delivering progress) {
+    return progress == Delivering::kFull ? kFullLinkPause : kIdlePause;
+}
+
 void append(std::vector<Segment> & segments, Segment segment) {
     if (!segments.empty() && segments.back().end() == segment.address)
         segments.back().bytes += segment.bytes;
@@ -75,7 +79,8 @@ absl::StatusOr<std::unique_ptr<Lane>> Lane::open(wire::Network & network, LaneOp
             fmt::format("a split names {} shares for {} executors", options.split.size(), options.executors.size()));
     }
     std::unique_ptr<Lane> lane(new Lane(network, std::move(options)));
-    for (const std::string & address : lane->options_.executors) STRATA_RETURN_IF_ERROR(lane->connect(address));
+    for (const std::string & address : lane->options_.executors)
+        STRATA_RETURN_IF_ERROR(lane->add_executor(address).status());
     return lane;
 }
 
@@ -83,7 +88,7 @@ Lane::Lane(wire::Network & network, LaneOptions options)
     : options_(std::move(options))
     , network_(network)
     , random_(options_.scatter_seed.value_or(0))
-    , journal_(options_.on_loss == LaneOptions::OnLoss::kRebind ? kMaxJournalBytes : 0)
+    , journal_(options_.on_loss != LaneOptions::OnLoss::kFail ? kMaxJournalBytes : 0)
     , kept_(options_.folder) {}
 
 Lane::~Lane() {
@@ -94,15 +99,21 @@ void Lane::close() {
     const std::lock_guard lock(mutex_);
     for (const auto & link : links_) link->close();
     failed_.Update(absl::CancelledError("the lane was closed"));
+    rebound_.notify_all();
 }
 
-// Makes the link to one more executor, tells it all buffers, and it and the others of each other.
-absl::Status Lane::connect(const std::string & address) {
+absl::StatusOr<std::shared_ptr<Link>> Lane::open_link(const std::string & address) const {
     wire::Hello hello;
     hello.build = options_.build;
     hello.name = options_.name;
-    const auto link = std::make_shared<Link>(signal_, address);
+    auto link = std::make_shared<Link>(signal_, address);
     STRATA_RETURN_IF_ERROR(link->open(network_, hello));
+    return link;
+}
+
+// Tells one more executor all buffers, and it and the others of each other. Its number.
+absl::StatusOr<size_t> Lane::adopt(const std::shared_ptr<Link> & link) {
+    if (links_.size() >= kMaxExecutors) return absl::ResourceExhaustedError("too many executors");
     for (const auto & [begin, buffer] : buffers_) link->add(wire::NewBuffer{buffer.id, buffer.range});
     const auto number = static_cast<uint16_t>(links_.size());
     for (uint16_t other = 0; other < number; ++other) {
@@ -111,14 +122,13 @@ absl::Status Lane::connect(const std::string & address) {
     }
     links_.push_back(link);
     named_graphs_.emplace_back();
-    return absl::OkStatus();
+    return number;
 }
 
 absl::StatusOr<size_t> Lane::add_executor(const std::string & address) {
+    STRATA_ASSIGN_OR_RETURN(const auto link, open_link(address));
     const std::lock_guard lock(mutex_);
-    if (links_.size() >= kMaxExecutors) return absl::ResourceExhaustedError("too many executors");
-    STRATA_RETURN_IF_ERROR(connect(address));
-    return links_.size() - 1;
+    return adopt(link);
 }
 
 absl::Status Lane::status() const {
@@ -233,14 +243,40 @@ void Lane::set_weight(const ggml_tensor & tensor, const void * data) {
     weight.type = tensor.type;
     std::copy_n(tensor.ne, weight.ne.size(), weight.ne.begin());
     weight.bytes = bytes.size();
-    weight.digest = Digest::of(std::as_bytes(bytes));
-    weight.set = true;
-    const size_t executor = executor_of(weight.layer);
-    weight.bound = holder(executor);
-    absl::Status sent = links_[executor]->send_weight({address, weight.digest, weight.type, weight.ne, {}}, bytes);
-    if (sent.ok() && options_.on_loss == LaneOptions::OnLoss::kRebind) sent = kept_.add(weight.digest, bytes);
-    failed_.Update(sent);
+    weight_names_.insert(weight.name);
     ++bindings_version_;
+    if (options_.model != nullptr) {
+        const auto place = options_.model->tensors.find(weight.name);
+        if (place != options_.model->tensors.end() && place->second.bytes == weight.bytes) {
+            const size_t number = place->second.layer;
+            const ModelLayers::Layer & layer = options_.model->layers[number];
+            weight.blob = layer.digest;
+            weight.offset = place->second.offset;
+            auto [source, inserted] = blobs_.try_emplace(weight.blob);
+            if (!inserted) return;
+            source->second.offer = {layer.digest, layer.bytes, true, true, layer.tensors, {}};
+            source->second.open = [model = options_.model, number] { return model->open(number); };
+            return;
+        }
+    }
+    // Whoever gives no digests gives bytes, now or never.
+    weight.blob = Digest::of(std::as_bytes(bytes));
+    Source & source = blobs_[weight.blob];
+    source.offer = {weight.blob, weight.bytes, true, false, {}, {}};
+    source.open = [bytes] { return MappedBytes{bytes, nullptr}; };
+    absl::Status sent = bring_weights({{address, executor_of(weight.layer)}});
+    if (sent.ok() && options_.on_loss != LaneOptions::OnLoss::kFail) {
+        sent = kept_.add(weight.blob, bytes);
+        source.open = [this, digest = weight.blob] { return kept_.get(digest); };
+    } else {
+        source.open = nullptr;
+    }
+    failed_.Update(sent);
+}
+
+bool Lane::has_weight(std::string_view name) const {
+    const std::lock_guard lock(mutex_);
+    return weight_names_.contains(std::string(name));
 }
 
 void Lane::make_plain(Segment range) {
@@ -316,8 +352,8 @@ void Lane::start_read(Segment range, void * to) {
         return std::span<uint8_t>(out + (piece.address - range.address), piece.bytes);
     };
     std::map<size_t, std::vector<Segment>> wanted; // by executor
-    if (const auto weight = weight_at(weights_, range.address); weight != weights_.end() && weight->second.set) {
-        if (weight->second.bound == 0) failed_.Update(bring_weight(weight->first, any_executor()));
+    if (const auto weight = weight_at(weights_, range.address); weight != weights_.end()) {
+        if (weight->second.bound == 0) failed_.Update(bring_weights({{weight->first, any_executor()}}));
         if (!failed_.ok()) return;
         wanted[static_cast<size_t>(std::countr_zero(weight->second.bound))].push_back(range);
     } else {
@@ -343,7 +379,7 @@ void Lane::start_read(Segment range, void * to) {
 }
 
 absl::Status Lane::synchronize() {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     while (true) {
         bool lost = !failed_.ok();
         if (!lost) {
@@ -362,7 +398,7 @@ absl::Status Lane::synchronize() {
             pending_.clear();
             return absl::OkStatus();
         }
-        absl::Status mended = mend();
+        absl::Status mended = mend(lock);
         if (!mended.ok()) {
             for (const Pending & read : pending_) std::memset(read.to, 0, read.range.bytes);
             pending_.clear();
@@ -416,6 +452,91 @@ absl::Status Lane::bind(int32_t first_layer, int32_t last_layer, size_t executor
     }
     bindings_changed();
     return absl::OkStatus();
+}
+
+absl::Status Lane::move(int32_t first_layer, int32_t last_layer, const std::string & address) {
+    // A step holds the lock for as long as it takes; what takes longer happens between steps.
+    std::unique_lock lock(mutex_);
+    std::optional<size_t> executor = executor_at(address);
+    if (!executor) {
+        lock.unlock();
+        STRATA_ASSIGN_OR_RETURN(const auto link, open_link(address));
+        lock.lock();
+        STRATA_ASSIGN_OR_RETURN(executor, adopt(link));
+    }
+    if (!failed_.ok()) return failed_;
+    const auto moves = [&](int32_t layer) {
+        const int32_t number = layer == kTail ? tail_number() : layer;
+        return layer != kNoLayer && number >= first_layer && number <= last_layer;
+    };
+    if (std::ranges::none_of(bindings_, [&](const auto & binding) { return moves(binding.first); })) {
+        return absl::NotFoundError(fmt::format("there are no layers {} to {}, only 0 to {}", first_layer, last_layer, tail_number()));
+    }
+    std::vector<Wanted> wanted;
+    for (const auto & [at, weight] : weights_) {
+        if (moves(weight.layer) && (weight.bound & holder(*executor)) == 0) wanted.push_back({at, *executor});
+    }
+    std::vector<Delivery> deliveries = offer_and_bind(wanted);
+    while (true) {
+        const uint64_t changes = signal_->seen();
+        const auto progress = deliver(deliveries);
+        if (!progress.ok()) {
+            give_up(deliveries);
+            return progress.status();
+        }
+        if (*progress == Delivering::kDone) break;
+        lock.unlock();
+        if (*progress != Delivering::kSent) signal_->wait_for_change(changes, pause_after(*progress));
+        lock.lock();
+    }
+    for (auto & [layer, bound] : bindings_) {
+        if (moves(layer)) bound = *executor;
+    }
+    for (const auto & [at, placed] : placed_) {
+        if (moves(placed.layer)) leave_only(at, placed.bytes, *executor);
+    }
+    flush();
+    bindings_changed();
+    rebound_.notify_all();
+    return absl::OkStatus();
+}
+
+// What others hold of a weight or of state goes to one executor, and they give its memory back.
+void Lane::leave_only(uint64_t address, uint64_t bytes, size_t executor) {
+    if (const auto weight = weights_.find(address); weight != weights_.end()) {
+        for (size_t i = 0; i < links_.size(); ++i) {
+            if (i == executor || (weight->second.bound & ~lost_ & holder(i)) == 0) continue;
+            links_[i]->add(wire::UnbindWeight{address, false});
+        }
+        weight->second.bound &= holder(executor);
+        return;
+    }
+    const Segment range{address, bytes};
+    bring({range}, executor);
+    std::vector<std::pair<Segment, Holders>> held;
+    directory_.visit(range, [&](Segment piece, const Directory::Entry & entry) {
+        if (entry.holders != kEverybody && (entry.holders & holder(executor)) != 0) held.emplace_back(piece, entry.holders);
+    });
+    for (const auto & [piece, holders] : held) {
+        for (size_t i = 0; i < links_.size(); ++i) {
+            if (i != executor && (holders & ~lost_ & holder(i)) != 0) links_[i]->add(wire::DropBytes{piece});
+        }
+        directory_.wrote(piece, holder(executor));
+    }
+}
+
+std::optional<size_t> Lane::executor_at(const std::string & address) const {
+    for (size_t i = 0; i < links_.size(); ++i) {
+        if (links_[i]->address() == address && (lost_ & holder(i)) == 0 && links_[i]->status().ok()) return i;
+    }
+    return std::nullopt;
+}
+
+// The tail counts as one more than the last block.
+int32_t Lane::tail_number() const {
+    int32_t last = -1;
+    for (const auto & [layer, executor] : bindings_) last = layer == kTail ? last : std::max(last, layer);
+    return last + 1;
 }
 
 size_t Lane::anchor(const CapturedGraph::Tensor & tensor) const {
@@ -524,8 +645,8 @@ size_t Lane::any_executor() const {
 }
 
 absl::Status Lane::compute(const ggml_cgraph & graph) {
-    const std::lock_guard lock(mutex_);
-    if (!status_locked().ok()) STRATA_RETURN_IF_ERROR(mend());
+    std::unique_lock lock(mutex_);
+    if (!status_locked().ok()) STRATA_RETURN_IF_ERROR(mend(lock));
     STRATA_ASSIGN_OR_RETURN(Captured * const captured, this->captured(graph));
     if (bindings_.empty()) bind_by_size();
     if (captured->bindings != bindings_version_ || options_.scatter_seed.has_value()) {
@@ -539,14 +660,27 @@ absl::Status Lane::compute(const ggml_cgraph & graph) {
     }
     journal_.add(Journal::Graph{captured->graph});
     const absl::Status ran = run(captured->plan);
-    return ran.ok() || !failed_.ok() ? ran : mend();
+    return ran.ok() || !failed_.ok() ? ran : mend(lock);
 }
 
 absl::Status Lane::run(const Plan & plan) {
+    std::vector<Wanted> wanted;
+    for (const Part & part : plan.parts) {
+        for (const uint64_t weight : part.weights) {
+            if ((weights_.at(weight).bound & holder(part.executor)) == 0) wanted.push_back({weight, part.executor});
+        }
+    }
+    if (!wanted.empty()) STRATA_RETURN_IF_ERROR(bring_weights(wanted));
     for (const Part & part : plan.parts) {
         Link & link = *links_[part.executor];
-        for (const uint64_t weight : part.weights) STRATA_RETURN_IF_ERROR(bring_weight(weight, part.executor));
         bring(part.reads, part.executor);
+        std::vector<Segment> rows;
+        for (const RowWrite & write : part.row_writes) {
+            const auto known = rows_of(write);
+            if (!known) bring({write.to}, part.executor);
+            const std::vector<Segment> written = known.value_or(std::vector{write.to});
+            rows.insert(rows.end(), written.begin(), written.end());
+        }
         auto & named = named_graphs_[part.executor];
         if (named.size() >= kMaxNamedGraphs) {
             link.add(wire::ForgetGraphs{});
@@ -555,12 +689,42 @@ absl::Status Lane::run(const Plan & plan) {
         if (named.insert(part.hash).second) link.add(wire::DefineGraph{part.hash, part.graph});
         link.add(wire::Compute{part.hash});
         for (const Segment & range : part.writes) directory_.wrote(range, holder(part.executor));
+        for (const Segment & range : rows) directory_.wrote(range, holder(part.executor));
     }
     flush();
     for (size_t i = 0; i < links_.size(); ++i) {
         if ((lost_ & holder(i)) == 0) STRATA_RETURN_IF_ERROR(links_[i]->wait_for_credit());
     }
     return absl::OkStatus();
+}
+
+// The rows that a node writes, when the driver has its indices; in runs of neighbours.
+std::optional<std::vector<Segment>> Lane::rows_of(const RowWrite & write) const {
+    const uint64_t index_bytes = write.wide ? sizeof(int64_t) : sizeof(int32_t);
+    const uint64_t rows = write.to.bytes / write.row_bytes;
+    std::vector<uint64_t> numbers;
+    bool known = true;
+    directory_.visit(write.indices, [&](Segment piece, const Directory::Entry & entry) {
+        known = known && entry.bytes != nullptr && piece.bytes % index_bytes == 0;
+        if (!known) return;
+        const uint8_t * at = entry.bytes->data() + (piece.address - entry.bytes_address);
+        for (uint64_t done = 0; done < piece.bytes; done += index_bytes) {
+            int64_t wide = 0;
+            int32_t narrow = 0;
+            std::memcpy(write.wide ? static_cast<void *>(&wide) : &narrow, at + done, index_bytes);
+            numbers.push_back(static_cast<uint64_t>(write.wide ? wide : narrow)); // a negative one is too large
+        }
+    });
+    if (!known) return std::nullopt;
+    std::ranges::sort(numbers);
+    const auto repeats = std::ranges::unique(numbers);
+    numbers.erase(repeats.begin(), repeats.end());
+    std::vector<Segment> segments;
+    for (const uint64_t number : numbers) {
+        if (number >= rows || segments.size() > kMaxRowRuns) return std::nullopt;
+        append(segments, {write.to.address + number * write.row_bytes, write.row_bytes});
+    }
+    return segments;
 }
 
 // Sees to it that an executor has valid bytes in all of the ranges when it comes to what is added to its link next.
@@ -576,8 +740,8 @@ void Lane::bring(const std::vector<Segment> & ranges, size_t executor) {
             if ((entry.holders & holder(executor)) != 0) return;
             if (entry.bytes != nullptr)
                 own.push_back({piece, entry});
-            else if (entry.holders != 0)
-                append(others[static_cast<size_t>(std::countr_zero(entry.holders))], piece);
+            else if ((entry.holders & ~lost_) != 0) // what is lost is made again
+                append(others[static_cast<size_t>(std::countr_zero(entry.holders & ~lost_))], piece);
         });
     }
     for (const Own & piece : own) {
@@ -601,30 +765,137 @@ void Lane::bring(const std::vector<Segment> & ranges, size_t executor) {
     }
 }
 
-absl::Status Lane::bring_weight(uint64_t address, size_t executor) {
-    WeightInfo & weight = weights_.at(address);
-    if ((weight.bound & holder(executor)) != 0) return absl::OkStatus();
-    wire::BindWeight bind{address, weight.digest, weight.type, weight.ne, {}};
-    for (size_t i = 0; i < links_.size(); ++i) {
-        if ((weight.bound & holder(i)) != 0) bind.sources.push_back(static_cast<uint16_t>(i));
+// -------------------- weights
+
+// A blob on its way to an executor.
+struct Lane::Delivery {
+    size_t executor;
+    Digest blob;
+    uint64_t bytes;
+    MappedBytes mapped; // empty: the driver does not have it
+    bool done = false;
+    uint64_t sent = 0;
+};
+
+// Says to an executor where it can have a blob.
+Lane::Delivery Lane::offer(const Digest & blob, size_t executor) {
+    const Source & source = blobs_.at(blob);
+    Delivery delivery{executor, blob, source.offer.bytes, {}};
+    if (source.open) {
+        auto mapped = source.open();
+        if (mapped.ok() && mapped->bytes.size() == delivery.bytes) {
+            delivery.mapped = *std::move(mapped);
+        } else if (!absl::IsNotFound(mapped.status())) {
+            options_.log(fmt::format("blob {} can't be used: {}", blob.to_string(),
+                                     mapped.ok() ? "it has another size" : std::string(mapped.status().message())));
+        }
     }
-    if (bind.sources.empty()) { // they went with their executor
-        STRATA_ASSIGN_OR_RETURN(const auto bytes, kept_.get(weight.digest));
-        STRATA_RETURN_IF_ERROR(links_[executor]->send_weight(bind, bytes));
-    } else {
-        links_[executor]->add(bind);
+    wire::OfferBlob offer = source.offer;
+    offer.from_driver = !delivery.mapped.bytes.empty();
+    Holders holders = 0;
+    for (const auto & [address, weight] : weights_) {
+        if (weight.blob == blob) holders |= weight.bound;
     }
-    weight.bound |= holder(executor);
-    return absl::OkStatus();
+    // Those that have it bound, then those that may have it in their stores.
+    const Holders others = ~(lost_ | holder(executor));
+    for (const Holders these : {holders & others, ~holders & others}) {
+        for (size_t i = 0; i < links_.size(); ++i) {
+            if ((these & holder(i)) != 0) offer.sources.push_back(links_[i]->address());
+        }
+    }
+    links_[executor]->offer(offer);
+    return delivery;
+}
+
+// Binds weights at executors, and sees to it that these have them: out of their stores, from here, or from others. All
+// executors at once.
+absl::Status Lane::bring_weights(const std::vector<Wanted> & wanted) {
+    std::vector<Delivery> deliveries = offer_and_bind(wanted);
+    while (true) {
+        const uint64_t changes = signal_->seen();
+        const auto progress = deliver(deliveries);
+        if (!progress.ok()) {
+            give_up(deliveries);
+            return progress.status();
+        }
+        if (*progress == Delivering::kDone) return absl::OkStatus();
+        if (*progress != Delivering::kSent) signal_->wait_for_change(changes, pause_after(*progress));
+    }
+}
+
+std::vector<Lane::Delivery> Lane::offer_and_bind(const std::vector<Wanted> & wanted) {
+    std::vector<Delivery> deliveries;
+    absl::flat_hash_set<std::pair<size_t, Digest>> offered;
+    for (const Wanted & item : wanted) {
+        const WeightInfo & weight = weights_.at(item.weight);
+        if (offered.insert({item.executor, weight.blob}).second) deliveries.push_back(offer(weight.blob, item.executor));
+    }
+    for (const Wanted & item : wanted) {
+        WeightInfo & weight = weights_.at(item.weight);
+        links_[item.executor]->add(wire::BindWeight{item.weight, weight.blob, weight.offset, weight.type, weight.ne});
+        weight.bound |= holder(item.executor);
+    }
+    flush();
+    return deliveries;
+}
+
+// They are offered and bound again when somebody wants them.
+void Lane::give_up(const std::vector<Delivery> & deliveries) {
+    for (const Delivery & delivery : deliveries) {
+        if (delivery.done) continue;
+        for (auto & [address, weight] : weights_) {
+            if (weight.blob == delivery.blob) weight.bound &= ~holder(delivery.executor);
+        }
+    }
+}
+
+// Looks at all answers once, and sends what there is room for.
+absl::StatusOr<Delivering> Lane::deliver(std::vector<Delivery> & deliveries) {
+    auto progress = Delivering::kDone;
+    uint64_t done = 0, total = 0;
+    bool news = false;
+    Holders sending = 0; // one blob at a time to each
+    for (Delivery & delivery : deliveries) {
+        total += delivery.bytes;
+        if (!delivery.done) {
+            const Link & link = *links_[delivery.executor];
+            STRATA_RETURN_IF_ERROR(link.status());
+            const auto answer = link.answer(delivery.blob);
+            if (answer.has_value() && answer->state == wire::BlobState::kMissing) {
+                return absl::NotFoundError(fmt::format("executor {}: {}", link.address(), printable(answer->reason)));
+            }
+            delivery.done = answer.has_value() && answer->state == wire::BlobState::kHave;
+            news = news || delivery.done;
+            const bool needed = answer.has_value() && answer->state == wire::BlobState::kNeed;
+            if (!delivery.done) progress = std::max(progress, Delivering::kWaits);
+            if (needed && (sending & holder(delivery.executor)) == 0 && delivery.sent < delivery.bytes) {
+                sending |= holder(delivery.executor);
+                progress = std::max(progress, send_piece(delivery) ? Delivering::kSent : Delivering::kFull);
+            }
+        }
+        if (delivery.done) done += delivery.bytes;
+    }
+    if (news) options_.progress(done, total);
+    return progress;
+}
+
+// False when there is no room.
+bool Lane::send_piece(Delivery & delivery) {
+    Link & link = *links_[delivery.executor];
+    if (!link.has_room()) return false;
+    const auto piece = delivery.mapped.bytes.subspan(delivery.sent, std::min(kPieceBytes, delivery.bytes - delivery.sent));
+    link.send_blob({delivery.blob, delivery.sent, delivery.bytes}, piece);
+    delivery.sent += piece.size();
+    return true;
 }
 
 // -------------------- loss
 
 // Until it works with those that are left, or nothing can be done.
-absl::Status Lane::mend() {
+absl::Status Lane::mend(std::unique_lock<std::mutex> & lock) {
     absl::Status status = status_locked();
     while (failed_.ok() && !status.ok()) {
-        status = mend_once();
+        status = mend_once(lock);
         if (status.ok())
             status = status_locked();
         else if (status_locked().ok())
@@ -633,7 +904,7 @@ absl::Status Lane::mend() {
     return status;
 }
 
-absl::Status Lane::mend_once() {
+absl::Status Lane::mend_once(std::unique_lock<std::mutex> & lock) {
     absl::Status reason;
     std::vector<size_t> left;
     for (size_t i = 0; i < links_.size(); ++i) {
@@ -646,7 +917,8 @@ absl::Status Lane::mend_once() {
         }
         links_[i]->give_up_reads(); // replay() asks again
     }
-    if (options_.on_loss != LaneOptions::OnLoss::kRebind || left.empty()) {
+    const bool waits = options_.on_loss == LaneOptions::OnLoss::kWait;
+    if (options_.on_loss == LaneOptions::OnLoss::kFail || (left.empty() && !waits)) {
         failed_ = reason;
         return failed_;
     }
@@ -659,13 +931,23 @@ absl::Status Lane::mend_once() {
     }
     for (const size_t i : left) links_[i]->skip_pushes(next_tag_);
     for (auto & [address, weight] : weights_) weight.bound &= ~lost_;
-    size_t heir = left.front();
-    for (auto & [layer, executor] : bindings_) { // in order: a layer goes where the one before it is
-        if ((lost_ & holder(executor)) != 0) executor = heir;
-        heir = executor;
+    const auto homeless = [&] {
+        return std::ranges::any_of(bindings_, [&](const auto & binding) { return (lost_ & holder(binding.second)) != 0; });
+    };
+    if (waits) {
+        options_.log(fmt::format("{}; its layers wait to be bound elsewhere", std::string(reason.message())));
+        bindings_changed();
+        if (!rebound_.wait_for(lock, kLossPatience, [&] { return !failed_.ok() || !homeless(); })) failed_ = reason;
+        if (!failed_.ok()) return failed_;
+    } else {
+        size_t heir = left.front();
+        for (auto & [layer, executor] : bindings_) { // in order: a layer goes where the one before it is
+            if ((lost_ & holder(executor)) != 0) executor = heir;
+            heir = executor;
+        }
+        options_.log(fmt::format("{}; its layers go on elsewhere", std::string(reason.message())));
     }
     bindings_changed();
-    options_.log(fmt::format("{}; its layers go on elsewhere", std::string(reason.message())));
     return replay();
 }
 

@@ -4,6 +4,7 @@
 #include "mesh/journal.h"
 #include "mesh/kept_weights.h"
 #include "mesh/link.h"
+#include "mesh/model_layers.h"
 #include "mesh/step.h"
 
 #include <absl/container/flat_hash_map.h>
@@ -30,15 +31,23 @@ struct LaneOptions {
     std::optional<uint64_t> scatter_seed;
     std::string build;
     std::string name; // for people who look at the executors
-    // What happens when an executor is lost. kRebind: the others take its layers, and all since the beginning is done
-    // again, with equal results. That takes a journal, and a copy of the weights in `folder`.
-    enum class OnLoss { kFail, kRebind } on_loss = OnLoss::kFail;
+    // What happens when an executor is lost. kRebind: the others take its layers; kWait: its layers wait for move(). All
+    // since the beginning is done again then, with equal results. That takes a journal, and a copy in `folder` of the
+    // weights that no layers are known for.
+    enum class OnLoss { kFail, kRebind, kWait } on_loss = OnLoss::kFail;
     std::string folder = "/var/tmp";
+    // Where the model's weights lie; nullptr: unknown, they are hashed when they are set.
+    std::shared_ptr<const ModelLayers> model;
+    // Weights that the executors have, while they are brought there.
+    std::function<void(uint64_t done, uint64_t total)> progress = [](uint64_t, uint64_t) {};
     std::function<void(const std::string &)> log = [](const std::string &) {};
 };
 
 // What a buffer holds, as ggml's usage says; looked up anew for each graph, since ggml changes it without a word.
 enum class Usage { kState, kWeights, kCompute };
+
+// Weights on their way: all are there; an answer is waited for; a link is full; something was sent just now.
+enum class Delivering { kDone, kWaits, kFull, kSent };
 
 // One ggml device: an address space that the executors of a mesh hold together, and the graphs that run in it where
 // their layers are bound. Commands go out in order and nobody waits for them; only what is read is waited for.
@@ -72,7 +81,9 @@ public:
     void place(const ggml_tensor & tensor);
 
     void set(Segment range, const void * data);
+    // `data` is not looked at when options.model knows the tensor.
     void set_weight(const ggml_tensor & tensor, const void * data);
+    bool has_weight(std::string_view name) const;
     void fill(Segment range, uint8_t value);
     void copy(uint64_t to, Segment from);
     // `to` is filled when synchronize() returns.
@@ -84,6 +95,10 @@ public:
     // From the next graph on these layers run elsewhere: their weights and their state follow. When they were lost with
     // their executor, all is done again there first.
     absl::Status bind(int32_t first_layer, int32_t last_layer, size_t executor);
+    // The same from another thread, while the lane works: the weights are brought to the executor at `address`, which
+    // may be a new one, between steps; then the layers' state goes there, and former owners give their memory back.
+    // last_layer: the tail counts as one more than the last block.
+    absl::Status move(int32_t first_layer, int32_t last_layer, const std::string & address);
     // One more executor, to which nothing is bound yet; its number.
     absl::StatusOr<size_t> add_executor(const std::string & address);
 
@@ -105,6 +120,15 @@ private:
         Segment range;
         void * to;
     };
+    struct Source {
+        wire::OfferBlob offer;
+        std::function<absl::StatusOr<MappedBytes>()> open; // none: the driver does not have it
+    };
+    struct Wanted {
+        uint64_t weight; // address
+        size_t executor;
+    };
+    struct Delivery;
     struct Captured {
         std::shared_ptr<const CapturedGraph> graph;
         Plan plan;
@@ -113,7 +137,11 @@ private:
 
     Lane(wire::Network & network, LaneOptions options);
 
-    absl::Status connect(const std::string & address);
+    absl::StatusOr<std::shared_ptr<Link>> open_link(const std::string & address) const;
+    absl::StatusOr<size_t> adopt(const std::shared_ptr<Link> & link);
+    std::optional<size_t> executor_at(const std::string & address) const;
+    int32_t tail_number() const;
+    void leave_only(uint64_t address, uint64_t bytes, size_t executor);
     absl::Status status_locked() const;
     void bind_by_size();
     void bindings_changed();
@@ -130,11 +158,17 @@ private:
     void put_copy(uint64_t to, Segment from);
     void start_read(Segment range, void * to);
     absl::Status run(const Plan & plan);
-    absl::Status mend();
-    absl::Status mend_once();
+    std::optional<std::vector<Segment>> rows_of(const RowWrite & write) const;
+    absl::Status mend(std::unique_lock<std::mutex> & lock);
+    absl::Status mend_once(std::unique_lock<std::mutex> & lock);
     absl::Status replay();
     void bring(const std::vector<Segment> & ranges, size_t executor);
-    absl::Status bring_weight(uint64_t address, size_t executor);
+    absl::Status bring_weights(const std::vector<Wanted> & wanted);
+    Delivery offer(const Digest & blob, size_t executor);
+    std::vector<Delivery> offer_and_bind(const std::vector<Wanted> & wanted);
+    absl::StatusOr<Delivering> deliver(std::vector<Delivery> & deliveries);
+    void give_up(const std::vector<Delivery> & deliveries);
+    bool send_piece(Delivery & delivery);
     void make_plain(Segment range); // weights in it become ordinary memory
     void flush();
 
@@ -144,12 +178,15 @@ private:
     std::vector<std::shared_ptr<Link>> links_; // lost ones keep their place
 
     mutable std::mutex mutex_;
+    std::condition_variable rebound_;
     absl::Status failed_;
     uint64_t next_address_ = uint64_t{1} << 40;
     uint32_t next_buffer_ = 1;
     std::map<uint64_t, Buffer> buffers_; // by address
     std::map<uint64_t, Placed> placed_;
     Weights weights_;
+    std::map<Digest, Source> blobs_; // that weights lie in
+    absl::flat_hash_set<std::string> weight_names_;
     Directory directory_;
     std::map<int32_t, size_t> bindings_;
     uint64_t bindings_version_ = 1; // also of the weights' places

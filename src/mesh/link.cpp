@@ -9,7 +9,7 @@
 #include <openssl/rand.h>
 
 #include <algorithm>
-#include <thread>
+#include <array>
 
 namespace strata::mesh {
 
@@ -100,35 +100,29 @@ absl::Status Link::status() const {
     return closed_;
 }
 
-absl::StatusOr<wire::WeightState> Link::wait_for_weight() {
-    std::unique_lock lock(signal_->mutex);
-    signal_->changed.wait(lock, [&] { return !closed_.ok() || weight_answer_.has_value(); });
-    if (!closed_.ok()) return closed_;
-    return *std::exchange(weight_answer_, std::nullopt);
-}
-
-absl::Status Link::send_weight(const wire::BindWeight & bind, std::span<const uint8_t> data) {
+void Link::offer(const wire::OfferBlob & offer) {
     {
         const std::lock_guard lock(signal_->mutex);
-        awaited_weight_ = bind.digest;
-        weight_answer_.reset();
+        offers_[offer.digest].reset();
     }
-    add(bind);
-    flush();
-    STRATA_ASSIGN_OR_RETURN(const wire::WeightState state, wait_for_weight());
-    if (state == wire::WeightState::kHave) return absl::OkStatus();
+    add(offer);
+}
+
+std::optional<wire::BlobAnswer> Link::answer(const Digest & blob) const {
+    const std::lock_guard lock(signal_->mutex);
+    const auto offer = offers_.find(blob);
+    return offer == offers_.end() ? std::nullopt : offer->second;
+}
+
+void Link::send_blob(const wire::BlobHead & head, std::span<const uint8_t> piece) {
     wire::FrameHeader header;
-    header.type = wire::FrameType::kWeight;
-    for (size_t offset = 0; offset < data.size(); offset += kPieceBytes) {
-        const auto head = wire::encode(wire::WeightHead{bind.digest, offset, data.size()});
-        const std::array<std::span<const uint8_t>, 2> pieces{
-            head, data.subspan(offset, std::min(kPieceBytes, data.size() - offset))};
-        channel_->send(header, pieces);
-        while (channel_->queued_bytes() > kMaxUnfinishedBytes / 4 && status().ok()) {
-            std::this_thread::sleep_for(std::chrono::milliseconds(1));
-        }
-    }
-    return wait_for_weight().status();
+    header.type = wire::FrameType::kBlob;
+    const auto encoded = wire::encode(head);
+    channel_->send(header, std::array<std::span<const uint8_t>, 2>{encoded, piece});
+}
+
+bool Link::has_room() const {
+    return channel_->queued_bytes() <= kMaxQueuedBlobBytes;
 }
 
 Link::Counters Link::counters() const {
@@ -167,9 +161,10 @@ absl::Status Link::on_frame(const wire::Frame & frame) {
             busy_ns_ = progress.busy_ns;
             break;
         }
-        case wire::FrameType::kWeightState: {
-            STRATA_ASSIGN_OR_RETURN(const wire::WeightAnswer answer, wire::decode_weight_answer(frame.body()));
-            if (answer.digest == awaited_weight_) weight_answer_ = answer.state;
+        case wire::FrameType::kBlobState: {
+            STRATA_ASSIGN_OR_RETURN(wire::BlobAnswer answer, wire::decode_blob_answer(frame.body()));
+            const auto offer = offers_.find(answer.digest);
+            if (offer != offers_.end()) offer->second = std::move(answer);
             break;
         }
         default:
@@ -177,8 +172,16 @@ absl::Status Link::on_frame(const wire::Frame & frame) {
                 fmt::format("a frame of type {} from an executor", static_cast<int>(frame.header.type)));
         }
     }
-    signal_->changed.notify_all();
+    notify();
     return absl::OkStatus();
+}
+
+void Link::notify() {
+    {
+        const std::lock_guard lock(signal_->mutex);
+        ++signal_->changes;
+    }
+    signal_->changed.notify_all();
 }
 
 absl::Status Link::on_result(const wire::Frame & frame) {
@@ -205,7 +208,7 @@ void Link::on_closed(const absl::Status & reason) {
         closed_ = reason;
         reads_.clear();
     }
-    signal_->changed.notify_all();
+    notify();
 }
 
 } // namespace strata::mesh

@@ -3,6 +3,7 @@
 #include "wire/message.h"
 #include "wire/network.h"
 
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <map>
@@ -19,6 +20,17 @@ namespace strata::mesh {
 struct LinkSignal {
     std::mutex mutex;
     std::condition_variable changed;
+    uint64_t changes = 0;
+
+    uint64_t seen() {
+        const std::lock_guard lock(mutex);
+        return changes;
+    }
+    // Until something changes after what was seen.
+    void wait_for_change(uint64_t seen, std::chrono::milliseconds timeout) {
+        std::unique_lock lock(mutex);
+        changed.wait_for(lock, timeout, [&] { return changes != seen; });
+    }
 };
 
 // The driver's side of a lane at one executor: commands go out in frames, answers come in. send functions are for the
@@ -49,8 +61,12 @@ public:
     absl::Status status() const; // OK while the connection stands
     absl::Status status_locked() const { return closed_; }
 
-    // Binds a weight and sees to it that the executor gets its bytes: waits for its answer.
-    absl::Status send_weight(const wire::BindWeight & bind, std::span<const uint8_t> data);
+    // Offers a blob. What the executor answers to the last offer of it; nothing yet: it looks for the blob.
+    void offer(const wire::OfferBlob & offer);
+    std::optional<wire::BlobAnswer> answer(const Digest & blob) const;
+    // A piece of a blob that the executor needs.
+    void send_blob(const wire::BlobHead & head, std::span<const uint8_t> piece);
+    bool has_room() const; // for another one
 
     struct Counters {
         wire::Channel::Counters wire;
@@ -68,7 +84,7 @@ private:
         std::vector<std::span<uint8_t>> to;
     };
     absl::Status on_result(const wire::Frame & frame);
-    absl::StatusOr<wire::WeightState> wait_for_weight();
+    void notify();
 
     const std::shared_ptr<LinkSignal> signal_;
     const std::string address_;
@@ -86,8 +102,7 @@ private:
     wire::Welcome welcome_;
     absl::Status closed_;
     std::map<uint64_t, PendingRead> reads_;
-    Digest awaited_weight_;
-    std::optional<wire::WeightState> weight_answer_;
+    std::map<Digest, std::optional<wire::BlobAnswer>> offers_;
     struct Sent {
         uint64_t sequence;
         uint64_t bytes;

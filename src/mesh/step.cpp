@@ -7,6 +7,7 @@
 #include <ggml-impl.h>
 
 #include <algorithm>
+#include <optional>
 
 namespace strata::mesh {
 namespace {
@@ -144,6 +145,25 @@ std::vector<int64_t> bytes_across(const CapturedGraph & graph) {
     return change;
 }
 
+// A SET_ROWS whose rows can be told from an input.
+std::optional<RowWrite> row_write(const CapturedGraph & graph, size_t node, const Weights & weights) {
+    const CapturedGraph::Tensor & tensor = graph.tensors[node];
+    const wire::GraphTensor & to = tensor.wire;
+    if (to.op != GGML_OP_SET_ROWS || to.sources.size() < 2 || to.sources[1] == wire::GraphTensor::kNone)
+        return std::nullopt;
+    const CapturedGraph::Tensor & indices = graph.tensors[to.sources[1]];
+    const uint64_t row_bytes = ggml_row_size(static_cast<ggml_type>(to.type), to.ne[0]);
+    const bool plain = to.ne[2] == 1 && to.ne[3] == 1 && to.nb[1] == row_bytes;
+    const bool input = indices.wire.op == 0 && indices.root < 0 &&
+                       weight_at(weights, indices.wire.address) == weights.end();
+    const bool wide = indices.wire.type == GGML_TYPE_I64;
+    const uint64_t index_bytes = wide ? sizeof(int64_t) : sizeof(int32_t);
+    const bool list = indices.wire.ne[1] == 1 && indices.wire.ne[2] == 1 && indices.wire.ne[3] == 1 &&
+                      indices.wire.nb[0] == index_bytes && (wide || indices.wire.type == GGML_TYPE_I32);
+    if (!plain || !input || !list) return std::nullopt;
+    return RowWrite{tensor.range(), row_bytes, indices.range(), wide};
+}
+
 } // namespace
 
 Weights::const_iterator weight_at(const Weights & weights, uint64_t address) {
@@ -243,21 +263,26 @@ Plan make_plan(const CapturedGraph & graph, const std::vector<size_t> & executor
         for (; next < tensors.size() && (part_of[next] == index || part_of[next] == SIZE_MAX); ++next) {
             if (part_of[next] == SIZE_MAX) continue;
             const auto & tensor = tensors[next];
+            const auto rows = row_write(graph, next, weights);
             wire::GraphTensor node = tensor.wire;
             for (uint32_t & source : node.sources) {
                 if (source == wire::GraphTensor::kNone) continue;
                 const auto & from = tensors[source];
                 const auto weight = weight_at(weights, from.wire.address);
-                if (weight != weights.end() && weight->second.set) {
+                if (weight != weights.end()) {
                     part.weights.push_back(weight->first);
-                } else {
+                } else if (!rows || from.range() != rows->to) { // what rows are set in is not looked at
                     read(from.range());
                 }
                 source = place_of(source);
             }
-            if (!tensor.whole) read(tensor.range());
-            written.add(tensor.range());
-            writes.add(tensor.range());
+            if (rows) {
+                part.row_writes.push_back(*rows);
+            } else {
+                if (!tensor.whole) read(tensor.range());
+                written.add(tensor.range());
+                writes.add(tensor.range());
+            }
             if (tensor.shared || crosses[next]) node.flags |= GGML_TENSOR_FLAG_OUTPUT;
             places[static_cast<uint32_t>(next)] = static_cast<uint32_t>(out.tensors.size());
             out.tensors.push_back(std::move(node));

@@ -14,15 +14,15 @@
 
 namespace strata::mesh {
 
-// What a range of weights memory is: a tensor of the model, by digest once it was set.
+// What a range of weights memory is: a tensor of the model, the bytes of which lie in a blob.
 struct WeightInfo {
     std::string name;
     int32_t layer = -1; // the block; -1: belongs to no layer; see Layers
     uint32_t type = 0;
     std::array<int64_t, 4> ne{};
     uint64_t bytes = 0;
-    Digest digest;
-    bool set = false;
+    Digest blob;
+    uint64_t offset = 0; // in the blob
     Holders bound = 0; // executors that have it at this address
 };
 using Weights = std::map<uint64_t, WeightInfo>; // by address
@@ -48,6 +48,15 @@ struct CapturedGraph {
     capture(const ggml_cgraph & graph, const std::function<bool(const ggml_tensor &)> & is_ours);
 };
 
+// A node that writes rows of a tensor which only its indices know (ggml's SET_ROWS). The indices are an input, so that
+// they can be looked at before the part runs; where they can't, the whole tensor counts as read and written.
+struct RowWrite {
+    Segment to;
+    uint64_t row_bytes = 0;
+    Segment indices;
+    bool wide = false; // 64 bits each, not 32
+};
+
 // A run of nodes on one executor.
 struct Part {
     size_t executor = 0;
@@ -55,7 +64,8 @@ struct Part {
     wire::GraphHash hash{};
     std::vector<uint64_t> weights; // addresses
     std::vector<Segment> reads;    // bytes that must be valid before
-    std::vector<Segment> writes;
+    std::vector<Segment> writes;   // all of them, but for row_writes
+    std::vector<RowWrite> row_writes;
     size_t nodes = 0;
 };
 

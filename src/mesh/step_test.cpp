@@ -27,7 +27,6 @@ protected:
         WeightInfo & info = weights_[address(tensor)];
         info.layer = layer;
         info.bytes = ggml_nbytes(tensor);
-        info.set = true;
         return tensor;
     }
     static uint64_t address(const ggml_tensor * tensor) { return reinterpret_cast<uint64_t>(tensor->data); }
@@ -137,7 +136,7 @@ TEST_F(StepTest, ThePartsOfAnExecutorThatTakesTurnsAreSeparate) {
     }
 }
 
-TEST_F(StepTest, RowsThatAreSetNeedTheOthersToBeValid) {
+TEST_F(StepTest, RowsThatAreSetNeedNothingOfTheOthers) {
     ggml_context * c = context_.get();
     ggml_tensor * cache = leaf(16, 100);
     ggml_tensor * rows = leaf(16, 2);
@@ -146,9 +145,25 @@ TEST_F(StepTest, RowsThatAreSetNeedTheOthersToBeValid) {
     ASSERT_EQ(set->data, cache->data);
     const auto graph = capture({set});
     EXPECT_FALSE(graph->tensors[node_at(*graph, set)].whole);
-    const Plan plan = make_plan(*graph, assigned(*graph), weights_);
-    EXPECT_THAT(plan.parts[0].reads, testing::UnorderedElementsAre(range(cache), range(rows), range(ids)));
-    EXPECT_THAT(plan.parts[0].writes, ElementsAre(range(cache)));
+    const Part part = make_plan(*graph, assigned(*graph), weights_).parts[0];
+    EXPECT_THAT(part.reads, testing::UnorderedElementsAre(range(rows), range(ids)));
+    EXPECT_THAT(part.writes, testing::IsEmpty());
+    ASSERT_EQ(part.row_writes.size(), 1);
+    EXPECT_EQ(part.row_writes[0].to, range(cache));
+    EXPECT_EQ(part.row_writes[0].row_bytes, 16 * sizeof(float));
+    EXPECT_EQ(part.row_writes[0].indices, range(ids));
+    EXPECT_TRUE(part.row_writes[0].wide);
+}
+
+TEST_F(StepTest, RowsWithComputedIndicesMayBeAnywhere) {
+    ggml_context * c = context_.get();
+    ggml_tensor * cache = leaf(16, 100);
+    ggml_tensor * ids = put(ggml_argsort(c, leaf(2, 1), GGML_SORT_ORDER_ASC));
+    const auto graph = capture({ggml_set_rows(c, cache, leaf(16, 2), ids)});
+    const Part part = make_plan(*graph, assigned(*graph), weights_).parts[0];
+    EXPECT_THAT(part.row_writes, testing::IsEmpty());
+    EXPECT_THAT(part.reads, testing::Contains(range(cache)));
+    EXPECT_THAT(part.writes, testing::Contains(range(cache)));
 }
 
 TEST_F(StepTest, WhatACopyWritesIsNotRead) {
@@ -254,6 +269,7 @@ TEST_F(StepTest, AnyChoiceOfExecutorsIsComplete) {
                 for (const uint32_t source : tensor.sources) {
                     if (source == wire::GraphTensor::kNone) continue;
                     const auto & from = decoded->tensors[source];
+                    if (tensor.op == GGML_OP_SET_ROWS && from.address == tensor.address) continue;
                     if (weight_at(weights_, from.address) != weights_.end()) continue;
                     uint64_t bytes = 4;
                     for (int i = 0; i < 4; ++i) bytes += (from.ne[i] - 1) * from.nb[i];
@@ -261,10 +277,13 @@ TEST_F(StepTest, AnyChoiceOfExecutorsIsComplete) {
                 }
                 uint64_t bytes = 4;
                 for (int i = 0; i < 4; ++i) bytes += (tensor.ne[i] - 1) * tensor.nb[i];
-                there.add({tensor.address, bytes});
+                if (tensor.op != GGML_OP_SET_ROWS) there.add({tensor.address, bytes});
                 written.add({tensor.address, bytes});
             }
-            EXPECT_EQ(written.segments(), part.writes);
+            RangeSet told;
+            for (const Segment & range : part.writes) told.add(range);
+            for (const RowWrite & rows : part.row_writes) told.add(rows.to);
+            EXPECT_EQ(written.segments(), told.segments());
         }
         EXPECT_EQ(seen, nodes);
     }

@@ -19,9 +19,9 @@ enum class FrameType : uint8_t {
     kResult = 6,   // executor to driver: what was read
     kProgress = 7, // executor to driver: how far it is
     kPush = 8,     // executor to executor: bytes for a lane
-    kWeight = 9,   // a piece of a weight's bytes
-    kWeightState = 10,
-    kWeightRequest = 11, // executor to executor
+    kBlob = 9,     // a piece of a blob's bytes
+    kBlobState = 10,
+    kBlobRequest = 11, // executor to executor
     kStatus = 12,
     kSkip = 13, // driver to executor, ahead of all commands: pushes below a tag will not come
 };

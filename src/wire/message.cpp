@@ -8,6 +8,11 @@ namespace {
 // Nothing real comes near these; they keep what a frame can make us allocate within its own size.
 constexpr size_t kMaxTextBytes = 255;
 constexpr size_t kMaxDevices = 64;
+constexpr size_t kMaxSources = 256;
+
+// Flags of OfferBlob.
+constexpr uint8_t kFromDriver = 1;
+constexpr uint8_t kKeep = 2;
 
 absl::Status malformed(std::string_view what) {
     return absl::InvalidArgumentError(fmt::format("malformed {}", what));
@@ -116,21 +121,17 @@ bool get_body(Reader & r, DropBytes & c) {
 }
 void put_body(Writer & w, const BindWeight & c) {
     w.put(c.address);
-    put(w, c.digest.bytes());
+    put(w, c.blob.bytes());
+    w.put(c.offset);
     w.put(c.type);
     for (const int64_t n : c.ne) w.put(n);
-    w.put(static_cast<uint16_t>(c.sources.size()));
-    for (const uint16_t source : c.sources) w.put(source);
 }
 bool get_body(Reader & r, BindWeight & c) {
     c.address = r.get<uint64_t>();
-    c.digest = get_digest(r);
+    c.blob = get_digest(r);
+    c.offset = r.get<uint64_t>();
     c.type = r.get<uint32_t>();
     for (int64_t & n : c.ne) n = r.get<int64_t>();
-    const auto count = r.get<uint16_t>();
-    if (count > r.left() / 2) return false;
-    c.sources.resize(count);
-    for (uint16_t & source : c.sources) source = r.get<uint16_t>();
     return true;
 }
 void put_body(Writer & w, const UnbindWeight & c) {
@@ -200,6 +201,46 @@ bool get_body(Reader & r, SetPeer & c) {
     const bool ok = get(r, c.address);
     get(r, c.token);
     return ok;
+}
+
+void put_body(Writer & w, const OfferBlob & c) {
+    put(w, c.digest.bytes());
+    w.put(c.bytes);
+    w.put(static_cast<uint8_t>((c.from_driver ? kFromDriver : 0) | (c.keep ? kKeep : 0)));
+    w.put(static_cast<uint32_t>(c.parts.size()));
+    for (const BlobPart & part : c.parts) {
+        w.put(part.offset);
+        w.put(part.bytes);
+        put(w, part.digest.bytes());
+    }
+    w.put(static_cast<uint16_t>(c.sources.size()));
+    for (const std::string & source : c.sources) w.text(source);
+}
+bool get_body(Reader & r, OfferBlob & c) {
+    c.digest = get_digest(r);
+    c.bytes = r.get<uint64_t>();
+    const auto flags = r.get<uint8_t>();
+    c.from_driver = (flags & kFromDriver) != 0;
+    c.keep = (flags & kKeep) != 0;
+    const auto parts = r.get<uint32_t>();
+    if (c.bytes == 0 || flags > (kFromDriver | kKeep) || parts > r.left() / (Digest::kBytes + 16)) return false;
+    c.parts.resize(parts);
+    uint64_t end = 0;
+    for (BlobPart & part : c.parts) {
+        part.offset = r.get<uint64_t>();
+        part.bytes = r.get<uint64_t>();
+        part.digest = get_digest(r);
+        if (part.offset < end || part.offset > c.bytes || part.bytes == 0 || part.bytes > c.bytes - part.offset)
+            return false;
+        end = part.offset + part.bytes;
+    }
+    const auto sources = r.get<uint16_t>();
+    if (sources > kMaxSources) return false;
+    c.sources.resize(sources);
+    for (std::string & source : c.sources) {
+        if (!get(r, source)) return false;
+    }
+    return true;
 }
 
 // The number of a command is its place in Command, counted from 1.
@@ -304,7 +345,7 @@ std::vector<uint8_t> encode(const PushHead & head) {
     return writer.take();
 }
 
-std::vector<uint8_t> encode(const WeightHead & head) {
+std::vector<uint8_t> encode(const BlobHead & head) {
     Writer writer;
     put(writer, head.digest.bytes());
     writer.put(head.offset);
@@ -312,10 +353,11 @@ std::vector<uint8_t> encode(const WeightHead & head) {
     return writer.take();
 }
 
-std::vector<uint8_t> encode(const WeightAnswer & answer) {
+std::vector<uint8_t> encode(const BlobAnswer & answer) {
     Writer writer;
     put(writer, answer.digest.bytes());
     writer.put(answer.state);
+    writer.text(std::string_view(answer.reason).substr(0, kMaxTextBytes));
     return writer.take();
 }
 
@@ -361,35 +403,36 @@ absl::StatusOr<PushHead> decode_push(std::span<const uint8_t> & body) {
     return head;
 }
 
-absl::StatusOr<WeightHead> decode_weight(std::span<const uint8_t> & body) {
-    if (body.size() < WeightHead::kBytes) return malformed("weight");
+absl::StatusOr<BlobHead> decode_blob(std::span<const uint8_t> & body) {
+    if (body.size() < BlobHead::kBytes) return malformed("piece of a blob");
     Reader reader(body);
-    WeightHead head;
+    BlobHead head;
     head.digest = get_digest(reader);
     head.offset = reader.get<uint64_t>();
     head.total_bytes = reader.get<uint64_t>();
-    body = body.subspan(WeightHead::kBytes);
-    if (head.offset > head.total_bytes || body.size() > head.total_bytes - head.offset) return malformed("weight");
+    body = body.subspan(BlobHead::kBytes);
+    if (head.offset > head.total_bytes || body.size() > head.total_bytes - head.offset) return malformed("piece of a blob");
     return head;
 }
 
-absl::StatusOr<WeightHead> decode_weight_request(std::span<const uint8_t> body) {
+absl::StatusOr<BlobHead> decode_blob_request(std::span<const uint8_t> body) {
     Reader reader(body);
-    WeightHead head;
+    BlobHead head;
     head.digest = get_digest(reader);
     head.offset = reader.get<uint64_t>();
     head.total_bytes = reader.get<uint64_t>();
-    if (!reader.ok() || !reader.done()) return malformed("request for a weight");
+    if (!reader.ok() || !reader.done()) return malformed("request for a blob");
     return head;
 }
 
-absl::StatusOr<WeightAnswer> decode_weight_answer(std::span<const uint8_t> body) {
+absl::StatusOr<BlobAnswer> decode_blob_answer(std::span<const uint8_t> body) {
     Reader reader(body);
-    WeightAnswer answer;
+    BlobAnswer answer;
     answer.digest = get_digest(reader);
-    answer.state = reader.get<WeightState>();
-    const bool known = answer.state == WeightState::kHave || answer.state == WeightState::kNeed;
-    if (!known || !reader.ok() || !reader.done()) return malformed("answer about a weight");
+    answer.state = reader.get<BlobState>();
+    const bool known = answer.state >= BlobState::kHave && answer.state <= BlobState::kMissing;
+    if (!known || !get(reader, answer.reason) || !reader.ok() || !reader.done())
+        return malformed("answer about a blob");
     return answer;
 }
 

@@ -83,13 +83,30 @@ struct CopyBytes {
 struct DropBytes {
     Segment range;
 };
-// From now on a weight lies at the address: the tensor with this content.
+// A range of a blob, and the hash of its bytes: what is wrong on arrival is found before the blob is whole.
+struct BlobPart {
+    uint64_t offset = 0;
+    uint64_t bytes = 0;
+    Digest digest;
+    bool operator==(const BlobPart &) const = default;
+};
+// A blob that weights lie in: a layer of a model, or the content of one tensor alone. An executor that lacks it asks
+// the driver for it, else one peer after the other.
+struct OfferBlob {
+    Digest digest;
+    uint64_t bytes = 0;
+    bool from_driver = false;         // the driver has it
+    bool keep = false;                // in the executor's store, when it has one
+    std::vector<BlobPart> parts;      // by offset, without overlaps
+    std::vector<std::string> sources; // addresses of executors
+};
+// From now on a weight lies at the address: a contiguous tensor in an offered blob.
 struct BindWeight {
     uint64_t address = 0;
-    Digest digest;
-    uint32_t type = 0; // ggml_type
+    Digest blob;
+    uint64_t offset = 0; // bytes from the start of the blob
+    uint32_t type = 0;   // ggml_type
     std::array<int64_t, 4> ne{};
-    std::vector<uint16_t> sources; // peers that have it, for an executor that lacks it; none: the driver sends it
 };
 // The weight is not bound any more; with `keep` its bytes become ordinary memory.
 struct UnbindWeight {
@@ -128,7 +145,7 @@ struct SetPeer {
 };
 
 using Command = std::variant<NewBuffer, FreeBuffer, SetBytes, FillBytes, CopyBytes, DropBytes, BindWeight, UnbindWeight,
-                             DefineGraph, ForgetGraphs, Compute, Push, Expect, Read, SetPeer>;
+                             DefineGraph, ForgetGraphs, Compute, Push, Expect, Read, SetPeer, OfferBlob>;
 
 // Appends a command to the body of a frame.
 void encode(Writer & writer, const Command & command);
@@ -149,18 +166,20 @@ struct PushHead {
     Token token{};
     uint64_t tag = 0;
 };
-// A piece of a weight, from the driver or from a peer.
-struct WeightHead {
+// A piece of a blob, from the driver or from a peer. No bytes at all: the peer does not have it.
+struct BlobHead {
     static constexpr size_t kBytes = Digest::kBytes + 16;
     Digest digest;
     uint64_t offset = 0;
     uint64_t total_bytes = 0;
 };
-enum class WeightState : uint8_t { kHave = 1, kNeed = 2 };
-// Whether an executor has a weight, or wants its bytes from the driver.
-struct WeightAnswer {
+enum class BlobState : uint8_t { kHave = 1, kNeed = 2, kMissing = 3 };
+// The answer to an offer: the executor has the blob, wants its bytes from the driver (and answers again when it has
+// them), or got it from nobody.
+struct BlobAnswer {
     Digest digest;
-    WeightState state = WeightState::kHave;
+    BlobState state = BlobState::kHave;
+    std::string reason; // of kMissing
 };
 // How far a session is: all frames up to `sequence` are done.
 struct Progress {
@@ -177,15 +196,15 @@ struct Skip {
 
 std::vector<uint8_t> encode(const ResultHead & head);
 std::vector<uint8_t> encode(const PushHead & head);
-std::vector<uint8_t> encode(const WeightHead & head);
-std::vector<uint8_t> encode(const WeightAnswer & answer);
+std::vector<uint8_t> encode(const BlobHead & head);
+std::vector<uint8_t> encode(const BlobAnswer & answer);
 std::vector<uint8_t> encode(const Progress & progress);
 std::vector<uint8_t> encode(const Skip & skip);
 absl::StatusOr<ResultHead> decode_result(std::span<const uint8_t> & body); // body: what follows is left
 absl::StatusOr<PushHead> decode_push(std::span<const uint8_t> & body);
-absl::StatusOr<WeightHead> decode_weight(std::span<const uint8_t> & body);
-absl::StatusOr<WeightHead> decode_weight_request(std::span<const uint8_t> body); // the piece that begins at `offset`
-absl::StatusOr<WeightAnswer> decode_weight_answer(std::span<const uint8_t> body);
+absl::StatusOr<BlobHead> decode_blob(std::span<const uint8_t> & body);
+absl::StatusOr<BlobHead> decode_blob_request(std::span<const uint8_t> body); // the piece that begins at `offset`
+absl::StatusOr<BlobAnswer> decode_blob_answer(std::span<const uint8_t> body);
 absl::StatusOr<Progress> decode_progress(std::span<const uint8_t> body);
 absl::StatusOr<Skip> decode_skip(std::span<const uint8_t> body);
 

@@ -19,7 +19,7 @@ std::vector<Command> all_commands() {
             FillBytes{{4096, 3}, 0xAB},
             CopyBytes{4100, {4096, 4}},
             DropBytes{{UINT64_MAX - 5, 5}},
-            BindWeight{8192, Digest::of("weight"), 2, {32, 4, 1, 1}, {0, 3, UINT16_MAX}},
+            BindWeight{8192, Digest::of("blob"), 64, 2, {32, 4, 1, 1}},
             UnbindWeight{8192, true},
             DefineGraph{kToken, kData},
             ForgetGraphs{},
@@ -27,7 +27,13 @@ std::vector<Command> all_commands() {
             Push{3, 44, {{4096, 8}, {5000, 1}}},
             Expect{44, {{4096, 8}, {5000, 1}}},
             Read{1, {{4096, 100}}},
-            SetPeer{2, "127.0.0.1:7430", kToken}};
+            SetPeer{2, "127.0.0.1:7430", kToken},
+            OfferBlob{Digest::of("blob"),
+                      1000,
+                      true,
+                      true,
+                      {{64, 100, Digest::of("a")}, {164, 836, Digest::of("b")}},
+                      {"127.0.0.1:7430", "127.0.0.1:7431"}}};
 }
 
 std::vector<uint8_t> encoded(const std::vector<Command> & commands) {
@@ -56,8 +62,12 @@ TEST(Commands, RoundTrip) {
     ASSERT_TRUE(decoded.ok());
     EXPECT_EQ(encoded(*decoded), bytes);
     const auto & bind = std::get<BindWeight>((*decoded)[6]);
-    EXPECT_EQ(bind.digest, Digest::of("weight"));
-    EXPECT_THAT(bind.sources, testing::ElementsAre(0, 3, UINT16_MAX));
+    EXPECT_EQ(bind.blob, Digest::of("blob"));
+    EXPECT_EQ(bind.offset, 64);
+    const auto & offer = std::get<OfferBlob>(decoded->back());
+    EXPECT_THAT(offer.parts, testing::ElementsAre(BlobPart{64, 100, Digest::of("a")}, BlobPart{164, 836, Digest::of("b")}));
+    EXPECT_THAT(offer.sources, testing::ElementsAre("127.0.0.1:7430", "127.0.0.1:7431"));
+    EXPECT_TRUE(offer.from_driver && offer.keep);
     EXPECT_THAT(std::get<Push>((*decoded)[11]).from, testing::ElementsAre(Segment{4096, 8}, Segment{5000, 1}));
     EXPECT_THAT(std::get<SetBytes>((*decoded)[2]).data, testing::ElementsAreArray(kData));
 }
@@ -84,11 +94,17 @@ TEST(Commands, HostileNumbersAreRefused) {
         Read{1, {{0, UINT64_MAX}, {4096, 4096}}}, // the sum wraps
         Expect{1, {{4096, 8}, {UINT64_MAX, 2}}},
         SetPeer{1, std::string(256, 'a'), kToken},
+        OfferBlob{Digest(), 0, true, false, {}, {}},
+        OfferBlob{Digest(), 10, true, false, {{4, 7, Digest()}}, {}}, // a part beyond the end
+        OfferBlob{Digest(), 10, true, false, {{11, UINT64_MAX, Digest()}}, {}},
+        OfferBlob{Digest(), 10, true, false, {{0, 0, Digest()}}, {}},
+        OfferBlob{Digest(), 10, true, false, {{0, 6, Digest()}, {5, 5, Digest()}}, {}}, // an overlap
+        OfferBlob{Digest(), 10, true, false, {}, std::vector<std::string>(257)},
     };
     for (const Command & command : hostile) {
         EXPECT_FALSE(decode_commands(encoded({command})).ok()) << "kind " << command.index() + 1;
     }
-    for (const uint8_t number : {0, 16, 255}) EXPECT_FALSE(decode_commands(std::vector<uint8_t>{number}).ok());
+    for (const uint8_t number : {0, 17, 255}) EXPECT_FALSE(decode_commands(std::vector<uint8_t>{number}).ok());
     // Counts that the frame can't hold, before anything is allocated for them.
     for (const Command & command : {all_commands()[11], all_commands()[12], all_commands()[13]}) {
         auto bytes = encoded({command});
@@ -152,9 +168,9 @@ TEST(Messages, RoundTrip) {
                 [](Bytes b) { return again(Welcome::decode(b)); });
     check_whole(encode(Progress{1, 2, 3}), [](Bytes b) { return again(decode_progress(b)); });
     check_whole(encode(Skip{5}), [](Bytes b) { return again(decode_skip(b)); });
-    check_whole(encode(WeightAnswer{Digest::of("w"), WeightState::kNeed}),
-                [](Bytes b) { return again(decode_weight_answer(b)); });
-    check_whole(encode(WeightHead{Digest::of("w"), 8, 0}), [](Bytes b) { return again(decode_weight_request(b)); });
+    check_whole(encode(BlobAnswer{Digest::of("w"), BlobState::kMissing, "no"}),
+                [](Bytes b) { return again(decode_blob_answer(b)); });
+    check_whole(encode(BlobHead{Digest::of("w"), 8, 0}), [](Bytes b) { return again(decode_blob_request(b)); });
 }
 
 TEST(Messages, HostileHellosAreRefused) {
@@ -166,10 +182,10 @@ TEST(Messages, HostileHellosAreRefused) {
     EXPECT_FALSE(Hello::decode(Hello{std::string(256, 'b'), Role::kDriver, kToken, 0, "n"}.encode()).ok());
     EXPECT_FALSE(Hello::decode(Hello{"b", Role::kDriver, kToken, 0, std::string(256, 'n')}.encode()).ok());
     EXPECT_FALSE(Welcome::decode(Welcome{"b", "n", std::vector<DeviceInfo>(65)}.encode()).ok());
-    auto answer = encode(WeightAnswer{Digest::of("w"), WeightState::kHave});
-    for (const uint8_t state : {0, 3}) {
-        answer.back() = state;
-        EXPECT_FALSE(decode_weight_answer(answer).ok());
+    auto answer = encode(BlobAnswer{Digest::of("w"), BlobState::kHave, ""});
+    for (const uint8_t state : {0, 4}) {
+        answer[Digest::kBytes] = state;
+        EXPECT_FALSE(decode_blob_answer(answer).ok());
     }
 }
 
@@ -190,9 +206,9 @@ TEST(Messages, HeadsLeaveThePayload) {
     EXPECT_EQ(head->tag, 99);
     EXPECT_THAT(rest, testing::ElementsAreArray(kData));
 
-    const auto weight = with_payload(encode(WeightHead{Digest::of("w"), 10, 15}));
-    rest = weight;
-    EXPECT_EQ(decode_weight(rest)->offset, 10);
+    const auto blob = with_payload(encode(BlobHead{Digest::of("w"), 10, 15}));
+    rest = blob;
+    EXPECT_EQ(decode_blob(rest)->offset, 10);
     EXPECT_THAT(rest, testing::ElementsAreArray(kData));
 
     for (size_t size = 0; size < ResultHead::kBytes; ++size) {
@@ -203,17 +219,17 @@ TEST(Messages, HeadsLeaveThePayload) {
         rest = std::span(push).first(size);
         EXPECT_FALSE(decode_push(rest).ok());
     }
-    for (size_t size = 0; size < WeightHead::kBytes; ++size) {
-        rest = std::span(weight).first(size);
-        EXPECT_FALSE(decode_weight(rest).ok());
+    for (size_t size = 0; size < BlobHead::kBytes; ++size) {
+        rest = std::span(blob).first(size);
+        EXPECT_FALSE(decode_blob(rest).ok());
     }
-    // More than the weight has, by a little and by a wrap.
-    for (const WeightHead & wrong :
-         {WeightHead{Digest::of("w"), 11, 15}, WeightHead{Digest::of("w"), UINT64_MAX - 1, 2},
-          WeightHead{Digest::of("w"), UINT64_MAX - 1, UINT64_MAX}}) {
+    // More than the blob has, by a little and by a wrap.
+    for (const BlobHead & wrong :
+         {BlobHead{Digest::of("w"), 11, 15}, BlobHead{Digest::of("w"), UINT64_MAX - 1, 2},
+          BlobHead{Digest::of("w"), UINT64_MAX - 1, UINT64_MAX}}) {
         const auto bytes = with_payload(encode(wrong));
         rest = bytes;
-        EXPECT_FALSE(decode_weight(rest).ok()) << wrong.offset;
+        EXPECT_FALSE(decode_blob(rest).ok()) << wrong.offset;
     }
 }
 

@@ -1,0 +1,195 @@
+#include "executor/blobs.h"
+
+#include "base/unique_fd.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <ggml-cpp.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+namespace strata::executor {
+namespace {
+
+constexpr uintptr_t kPageBytes = 4096; // madvise takes whole pages
+
+class UnnamedWriter : public BlobStore::Writer {
+public:
+    UnnamedWriter(UniqueFd file, std::string folder, const Digest & digest)
+        : file_(std::move(file))
+        , folder_(std::move(folder))
+        , digest_(digest) {}
+
+    absl::Status append(std::span<const uint8_t> data) override {
+        hasher_.update(std::as_bytes(data));
+        while (!data.empty()) {
+            const ssize_t written = write(file_.get(), data.data(), data.size());
+            if (written < 0 && errno == EINTR) continue;
+            if (written < 0) return errno_status(errno, "cannot write a blob to", folder_);
+            data = data.subspan(static_cast<size_t>(written));
+            bytes_ += static_cast<uint64_t>(written);
+        }
+        return absl::OkStatus();
+    }
+
+    absl::StatusOr<MappedBytes> finish() override {
+        const Digest found = hasher_.finish();
+        if (found != digest_) {
+            return absl::DataLossError(
+                fmt::format("blob {} arrived with other bytes, of {}", digest_.to_string(), found.to_string()));
+        }
+        return map_file(file_.get(), 0, bytes_);
+    }
+
+private:
+    const UniqueFd file_;
+    const std::string folder_;
+    const Digest digest_;
+    uint64_t bytes_ = 0;
+    Sha256 hasher_;
+};
+
+} // namespace
+
+absl::StatusOr<MappedBytes> UnnamedBlobs::open(const Digest & digest, uint64_t) {
+    return absl::NotFoundError(fmt::format("there is no blob {}", digest.to_string()));
+}
+
+absl::StatusOr<std::unique_ptr<BlobStore::Writer>> UnnamedBlobs::create(const Digest & digest, uint64_t) {
+    UniqueFd file(::open(folder_.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+    if (!file.valid()) return errno_status(errno, "cannot make a file in", folder_);
+    return std::make_unique<UnnamedWriter>(std::move(file), folder_, digest);
+}
+
+struct Blob::Repacked {
+    ggml_context_ptr context;
+    ggml_backend_buffer_ptr buffer;
+    ggml_tensor * tensor = nullptr;
+};
+
+Blob::Blob(const Digest & digest, MappedBytes mapped)
+    : digest_(digest)
+    , mapped_(std::move(mapped)) {}
+
+Blob::~Blob() = default;
+
+const ggml_tensor * Blob::repacked(uint64_t offset, ggml_backend_buffer_type_t buft, ggml_type type,
+                                   const int64_t * ne) {
+    const std::lock_guard lock(mutex_);
+    if (const auto found = repacked_.find(offset); found != repacked_.end()) {
+        const ggml_tensor * tensor = found->second->tensor;
+        return tensor->type == type && std::equal(ne, ne + GGML_MAX_DIMS, tensor->ne) ? tensor : nullptr;
+    }
+    auto made = std::make_unique<Repacked>();
+    made->context.reset(ggml_init({2 * ggml_tensor_overhead(), nullptr, true}));
+    made->tensor = ggml_new_tensor(made->context.get(), type, GGML_MAX_DIMS, ne);
+    const uint64_t bytes = ggml_nbytes(made->tensor);
+    if (offset > mapped_.bytes.size() || bytes > mapped_.bytes.size() - offset) return nullptr;
+    made->buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(made->context.get(), buft));
+    if (made->buffer == nullptr || made->tensor->extra == nullptr) return nullptr;
+    ggml_backend_buffer_set_usage(made->buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    const uint8_t * begin = mapped_.bytes.data() + offset;
+    ggml_backend_tensor_set(made->tensor, begin, 0, bytes);
+    // The file's pages are read again only when a peer asks for the blob.
+    const auto first = reinterpret_cast<uintptr_t>(begin) / kPageBytes * kPageBytes;
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): a page's begin
+    madvise(reinterpret_cast<void *>(first), reinterpret_cast<uintptr_t>(begin) + bytes - first, MADV_DONTNEED);
+    return (repacked_[offset] = std::move(made))->tensor;
+}
+
+uint64_t Blob::repacked_bytes() const {
+    const std::lock_guard lock(mutex_);
+    uint64_t bytes = 0;
+    for (const auto & [offset, repacked] : repacked_) bytes += ggml_backend_buffer_get_size(repacked->buffer.get());
+    return bytes;
+}
+
+std::shared_ptr<Blob> BlobCache::find(const Digest & digest) {
+    const std::lock_guard lock(mutex_);
+    const auto entry = blobs_.find(digest);
+    if (entry == blobs_.end()) return nullptr;
+    entry->second.used = ++uses_;
+    return entry->second.blob;
+}
+
+std::shared_ptr<Blob> BlobCache::add(const Digest & digest, MappedBytes mapped) {
+    const std::lock_guard lock(mutex_);
+    Entry & entry = blobs_[digest];
+    if (entry.blob == nullptr) {
+        bytes_ += mapped.bytes.size();
+        entry.blob = std::make_shared<Blob>(digest, std::move(mapped));
+    }
+    entry.used = ++uses_;
+    auto blob = entry.blob;
+    trim();
+    return blob;
+}
+
+void BlobCache::trim() {
+    const auto unused = [](const auto & item) { return item.second.blob.use_count() == 1; };
+    while (bytes_ > kept_bytes_) {
+        auto oldest = blobs_.end();
+        for (auto at = blobs_.begin(); at != blobs_.end(); ++at) {
+            if (unused(*at) && (oldest == blobs_.end() || at->second.used < oldest->second.used)) oldest = at;
+        }
+        if (oldest == blobs_.end()) return;
+        bytes_ -= oldest->second.blob->bytes().size();
+        blobs_.erase(oldest);
+    }
+}
+
+BlobCache::Totals BlobCache::totals() const {
+    const std::lock_guard lock(mutex_);
+    Totals totals;
+    for (const auto & [digest, entry] : blobs_) {
+        ++totals.blobs;
+        totals.bytes += entry.blob->bytes().size();
+        totals.repacked_bytes += entry.blob->repacked_bytes();
+    }
+    return totals;
+}
+
+BlobReceiver::BlobReceiver(std::unique_ptr<BlobStore::Writer> writer, uint64_t bytes,
+                           std::vector<wire::BlobPart> parts)
+    : writer_(std::move(writer))
+    , bytes_(bytes)
+    , parts_(std::move(parts)) {}
+
+absl::Status BlobReceiver::add(uint64_t offset, std::span<const uint8_t> data) {
+    if (offset != received_ || data.size() > bytes_ - received_) {
+        return absl::InvalidArgumentError("a piece of a blob out of order");
+    }
+    STRATA_RETURN_IF_ERROR(check_parts(data));
+    STRATA_RETURN_IF_ERROR(writer_->append(data));
+    received_ += data.size();
+    return absl::OkStatus();
+}
+
+absl::Status BlobReceiver::check_parts(std::span<const uint8_t> data) {
+    uint64_t at = received_; // in the blob, of data's begin
+    while (!data.empty() && part_ < parts_.size()) {
+        const wire::BlobPart & part = parts_[part_];
+        if (at < part.offset) { // between two parts
+            const uint64_t gap = std::min<uint64_t>(part.offset - at, data.size());
+            at += gap;
+            data = data.subspan(gap);
+            continue;
+        }
+        const uint64_t bytes = std::min<uint64_t>(part.offset + part.bytes - at, data.size());
+        part_hasher_.update(std::as_bytes(data.first(bytes)));
+        at += bytes;
+        data = data.subspan(bytes);
+        if (at < part.offset + part.bytes) continue;
+        const Digest found = part_hasher_.finish();
+        if (found != part.digest) {
+            return absl::DataLossError(fmt::format("bytes {} to {} have the digest {} instead of {}", part.offset, at,
+                                                   found.to_string(), part.digest.to_string()));
+        }
+        ++part_;
+    }
+    return absl::OkStatus();
+}
+
+} // namespace strata::executor

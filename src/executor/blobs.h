@@ -1,0 +1,131 @@
+#pragma once
+
+#include "base/digest.h"
+#include "base/mapped_bytes.h"
+#include "base/status.h"
+#include "wire/message.h"
+
+#include <absl/container/flat_hash_map.h>
+#include <ggml-backend.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace strata::executor {
+
+// Where blobs lie that are to outlive an executor. Its functions may take long. Thread-safe.
+class BlobStore {
+public:
+    virtual ~BlobStore() = default;
+    // A blob whose bytes were compared with its digest since they were written. kNotFound.
+    virtual absl::StatusOr<MappedBytes> open(const Digest & digest, uint64_t bytes) = 0;
+
+    // Not thread-safe.
+    class Writer {
+    public:
+        virtual ~Writer() = default;
+        virtual absl::Status append(std::span<const uint8_t> data) = 0;
+        // kDataLoss when the bytes have another digest; then nothing is left of them.
+        virtual absl::StatusOr<MappedBytes> finish() = 0;
+    };
+    virtual absl::StatusOr<std::unique_ptr<Writer>> create(const Digest & digest, uint64_t bytes) = 0;
+};
+
+// Files without a name, which end with their last user: for blobs that nobody wants to keep.
+class UnnamedBlobs : public BlobStore {
+public:
+    explicit UnnamedBlobs(std::string folder)
+        : folder_(std::move(folder)) {}
+    absl::StatusOr<MappedBytes> open(const Digest & digest, uint64_t bytes) override;
+    absl::StatusOr<std::unique_ptr<Writer>> create(const Digest & digest, uint64_t bytes) override;
+
+private:
+    const std::string folder_;
+};
+
+// The bytes of a blob, and what devices made of the weights in it. Thread-safe.
+class Blob {
+public:
+    Blob(const Digest & digest, MappedBytes mapped);
+    ~Blob();
+    Blob(const Blob &) = delete;
+    Blob & operator=(const Blob &) = delete;
+
+    const Digest & digest() const { return digest_; }
+    std::span<const uint8_t> bytes() const { return mapped_.bytes; }
+
+    // The weight at `offset` in a device's own layout (CPU_REPACK), made on first use: a tensor whose data, buffer and
+    // extra a graph's tensor takes over. nullptr when `type` gains nothing from it, or when the weight was asked for
+    // with another type or shape before. buft: where to put it.
+    const ggml_tensor * repacked(uint64_t offset, ggml_backend_buffer_type_t buft, ggml_type type, const int64_t * ne);
+    uint64_t repacked_bytes() const;
+
+private:
+    struct Repacked;
+
+    const Digest digest_;
+    const MappedBytes mapped_;
+    mutable std::mutex mutex_;
+    std::map<uint64_t, std::unique_ptr<Repacked>> repacked_; // by offset
+};
+
+// The blobs that an executor has in memory, by digest: one copy for all drivers. A blob that no session uses any more
+// stays, within a limit. Thread-safe.
+class BlobCache {
+public:
+    // kept_bytes: of blobs that nobody uses.
+    explicit BlobCache(uint64_t kept_bytes)
+        : kept_bytes_(kept_bytes) {}
+
+    std::shared_ptr<Blob> find(const Digest & digest);
+    // What find() gives from now on: the one that was there first.
+    std::shared_ptr<Blob> add(const Digest & digest, MappedBytes mapped);
+
+    struct Totals {
+        uint64_t blobs = 0;
+        uint64_t bytes = 0;
+        uint64_t repacked_bytes = 0;
+    };
+    Totals totals() const;
+
+private:
+    void trim(); // mutex_ held
+
+    const uint64_t kept_bytes_;
+    mutable std::mutex mutex_;
+    struct Entry {
+        std::shared_ptr<Blob> blob;
+        uint64_t used = 0; // when it was last asked for
+    };
+    absl::flat_hash_map<Digest, Entry> blobs_;
+    uint64_t bytes_ = 0;
+    uint64_t uses_ = 0;
+};
+
+// Takes a blob's bytes from one sender, in order, and compares each part as soon as it is whole. Not thread-safe.
+class BlobReceiver {
+public:
+    // parts: by offset, inside of the blob, without overlaps.
+    BlobReceiver(std::unique_ptr<BlobStore::Writer> writer, uint64_t bytes, std::vector<wire::BlobPart> parts);
+
+    absl::Status add(uint64_t offset, std::span<const uint8_t> data);
+    uint64_t received() const { return received_; }
+    bool whole() const { return received_ == bytes_; }
+    absl::StatusOr<MappedBytes> finish() { return writer_->finish(); }
+
+private:
+    absl::Status check_parts(std::span<const uint8_t> data);
+
+    const std::unique_ptr<BlobStore::Writer> writer_;
+    const uint64_t bytes_;
+    const std::vector<wire::BlobPart> parts_;
+    uint64_t received_ = 0;
+    size_t part_ = 0; // the one that is being received, or comes next
+    Sha256 part_hasher_;
+};
+
+} // namespace strata::executor
