@@ -239,12 +239,30 @@ def test_a_deployment_on_executors(daemon, tmp_path):
         assert answer(daemon) == expected
 
 
+def test_a_loss_that_is_not_made_up_for(daemon, tmp_path):
+    """The stream ends with an error that names the executor; not one token is made from what was lost."""
+    daemon.cli("import", str(SMOLLM2), "--name", "smollm2")
+    expected = answer(daemon)
+    with executors(tmp_path / "executors", 2) as two:
+        daemon.cli("run", "smollm2", "--on", ",".join(two.addresses), "--on-loss", "fail", "--max-tokens", "4", "hello")
+        text, error = "", None
+        with httpx.stream("POST", f"{daemon.url}/v1/chat/completions", json={**QUESTION, "stream": True}, timeout=60) as r:
+            for event in events(r):
+                error = event.get("error")
+                text += "" if error else event["choices"][0]["delta"].get("content") or ""
+                if len(text) > 100 and two.processes[1].poll() is None:
+                    two.processes[1].kill()
+                    two.processes[1].wait()
+        assert expected.startswith(text) and len(text) < len(expected)
+        assert error and two.addresses[1] in error["message"]
+
+
 def bind(daemon, layers: str, to: str, check=True):
     return subprocess.run([str(BIN / "strata-engine"), "bind", "--socket", str(daemon.engine_socket()), "--layers", layers,
                            "--to", to], check=check, capture_output=True, text=True, timeout=90)
 
 
-def test_layers_are_bound_elsewhere_during_an_answer(daemon, tmp_path):
+def test_bind_moves_layers(daemon, tmp_path):
     """Ten layers go to an executor that the model was not on, and back, while text streams."""
     daemon.cli("import", str(SMOLLM2), "--name", "smollm2")
     expected = answer(daemon)
@@ -269,7 +287,7 @@ def test_layers_are_bound_elsewhere_during_an_answer(daemon, tmp_path):
         assert answer(daemon) == expected
 
 
-def test_a_lost_executor_is_replaced_by_command(daemon, tmp_path):
+def test_bind_after_a_loss(daemon, tmp_path):
     """Its layers are bound to an executor that was not there before; the journal is done again; the text is the same."""
     daemon.cli("import", str(SMOLLM2), "--name", "smollm2")
     expected = answer(daemon)

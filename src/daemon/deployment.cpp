@@ -249,10 +249,15 @@ void Deployment::lease_model(std::function<void(absl::StatusOr<Leased>)> handler
     leasing_ = std::make_shared<char>();
     // A garbage collection may hold the store's lock for long, and the loop must not wait.
     boost::asio::post(context_.workers, [&context = context_, model_name = model_name_, name = name_,
-                                         wanted = std::weak_ptr(leasing_), handler = std::move(handler)]() mutable {
+                                         wanted = std::weak_ptr(leasing_), on_executors = options_.on_size() > 0,
+                                         handler = std::move(handler)]() mutable {
         const auto lease = [&]() -> absl::StatusOr<Leased> {
             STRATA_ASSIGN_OR_RETURN(layers::StoredModel model, context.store.find(model_name));
-            STRATA_ASSIGN_OR_RETURN(layers::Lease lease, context.store.lease("deployment " + name, model.blobs));
+            std::vector<Digest> blobs = model.blobs;
+            if (on_executors) { // the engine says what it misses itself
+                std::erase_if(blobs, [&](const Digest & blob) { return !context.store.has(blob); });
+            }
+            STRATA_ASSIGN_OR_RETURN(layers::Lease lease, context.store.lease("deployment " + name, blobs));
             return Leased{std::move(model), std::move(lease)};
         };
         boost::asio::post(context.loop,

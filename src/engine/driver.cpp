@@ -2,6 +2,7 @@
 
 #include "base/api_error.h"
 #include "engine/driver_limits.h"
+#include "engine/guarded_sink.h"
 #include "engine/llama_args.h"
 #include "engine/log.h"
 
@@ -68,6 +69,8 @@ absl::StatusOr<std::unique_ptr<Driver>> Driver::open(std::string_view model, Dri
         here.device = mesh->name();
         here.progress = nullptr; // hollow files are loaded in no time; the mesh tells its own
         STRATA_ASSIGN_OR_RETURN(auto host, ServerHost::load(here, source.first_file()));
+        mesh->end_progress();
+        STRATA_RETURN_IF_ERROR(mesh->health()); // llama.cpp loads all the same
         const std::set<size_t> needed = mesh->layers_needed_here(source);
         if (needed.empty()) {
             return std::unique_ptr<Driver>(
@@ -110,6 +113,10 @@ std::shared_ptr<Request> Driver::start(std::string method, std::string path, std
     request->path = without_query(std::move(path));
     request->body = std::move(body);
     request->sink = std::move(sink);
+    if (mesh_ != nullptr) {
+        request->sink = std::make_unique<GuardedSink>(
+            std::move(request->sink), [mesh = mesh_.get()] { return mesh->health(); }, request->path);
+    }
     const auto route = host_->find(request->method, request->path);
     if (!route.ok()) {
         const auto message = route.status().message();

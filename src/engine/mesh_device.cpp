@@ -75,13 +75,21 @@ absl::StatusOr<std::unique_ptr<MeshDevice>> MeshDevice::open(const Options & opt
     lane_options.name = fmt::format("{} (pid {})", printable(options.name), getpid());
     STRATA_ASSIGN_OR_RETURN(lane_options.on_loss, on_loss_of(options.on_loss));
     lane_options.model = layers_of(source);
-    if (options.progress) lane_options.progress = options.progress;
+    lane_options.progress = options.progress;
     lane_options.log = [](const std::string & line) { log_message(STRATA_LOG_WARN, line); };
     STRATA_ASSIGN_OR_RETURN(auto lane, mesh::Lane::open(network(), std::move(lane_options)));
     mesh::Lane & kept = *lane;
     ggml_backend_dev_t device = mesh::add_device(std::move(lane));
     ggml_backend_device_register(device);
     return std::unique_ptr<MeshDevice>(new MeshDevice(device, kept));
+}
+
+absl::Status MeshDevice::health() const {
+    return lane_.failed() ? lane_.status() : absl::OkStatus();
+}
+
+void MeshDevice::end_progress() {
+    lane_.end_progress();
 }
 
 std::set<size_t> MeshDevice::layers_needed_here(const ModelSource & source) const {

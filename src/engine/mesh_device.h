@@ -33,6 +33,8 @@ public:
     static absl::StatusOr<std::unique_ptr<MeshDevice>> open(const Options & options, const ModelSource & source);
     ~MeshDevice();
 
+    absl::Status health() const; // why the mesh is of no use any more; at once, unless it is so
+    void end_progress(); // options.progress is not called any more
     // Those of the hollow layers that the driver itself would compute with, once the model is loaded.
     std::set<size_t> layers_needed_here(const ModelSource & source) const;
 

@@ -26,11 +26,6 @@ layers::HollowLayers hollow_layers_of(const layers::StoredModel & model, const s
     return hollow;
 }
 
-bool is_hollow(const layers::StoredModel & model, const layers::HollowLayers & hollow, const Digest & digest) {
-    return std::any_of(hollow.layers.begin(), hollow.layers.end(),
-                       [&](size_t layer) { return model.index->layers[layer].digest == digest; });
-}
-
 } // namespace
 
 absl::StatusOr<ModelSource> ModelSource::open(std::string_view model, const SourceOptions & options) {
@@ -62,9 +57,7 @@ absl::StatusOr<ModelSource> ModelSource::open_stored(std::string_view model, con
     std::vector<Digest> blobs = stored.blobs;
     if (options.hollow) {
         hollow = hollow_layers_of(stored, options.real_layers);
-        std::erase_if(blobs, [&](const Digest & digest) {
-            return is_hollow(stored, hollow, digest) && !source.store_->has(digest);
-        });
+        std::erase_if(blobs, [&](const Digest & blob) { return !source.store_->has(blob); });
     }
     auto lease = source.store_->lease(fmt::format("open model {}", name.to_string()), blobs);
     if (absl::IsNotFound(lease.status())) { // the model is there, a part of it is not

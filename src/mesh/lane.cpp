@@ -87,6 +87,7 @@ absl::StatusOr<std::unique_ptr<Lane>> Lane::open(wire::Network & network, LaneOp
 Lane::Lane(wire::Network & network, LaneOptions options)
     : options_(std::move(options))
     , network_(network)
+    , progress_(options_.progress)
     , random_(options_.scatter_seed.value_or(0))
     , journal_(options_.on_loss != LaneOptions::OnLoss::kFail ? kMaxJournalBytes : 0)
     , kept_(options_.folder) {}
@@ -98,7 +99,7 @@ Lane::~Lane() {
 void Lane::close() {
     const std::lock_guard lock(mutex_);
     for (const auto & link : links_) link->close();
-    failed_.Update(absl::CancelledError("the lane was closed"));
+    fail(absl::CancelledError("the lane was closed")).IgnoreError();
     rebound_.notify_all();
 }
 
@@ -142,6 +143,13 @@ absl::Status Lane::status_locked() const {
         if ((lost_ & holder(i)) == 0) STRATA_RETURN_IF_ERROR(links_[i]->status());
     }
     return absl::OkStatus();
+}
+
+// From now on nothing works any more; the first reason counts.
+absl::Status Lane::fail(const absl::Status & reason) {
+    if (failed_.ok()) failed_ = reason;
+    has_failed_ = true;
+    return failed_;
 }
 
 uint64_t Lane::free_bytes() const {
@@ -264,19 +272,25 @@ void Lane::set_weight(const ggml_tensor & tensor, const void * data) {
     Source & source = blobs_[weight.blob];
     source.offer = {weight.blob, weight.bytes, true, false, {}, {}};
     source.open = [bytes] { return MappedBytes{bytes, nullptr}; };
-    absl::Status sent = bring_weights({{address, executor_of(weight.layer)}});
-    if (sent.ok() && options_.on_loss != LaneOptions::OnLoss::kFail) {
-        sent = kept_.add(weight.blob, bytes);
+    const absl::Status sent = bring_weights({{address, executor_of(weight.layer)}});
+    absl::Status kept;
+    source.open = nullptr;
+    if (options_.on_loss != LaneOptions::OnLoss::kFail) {
+        kept = kept_.add(weight.blob, bytes);
         source.open = [this, digest = weight.blob] { return kept_.get(digest); };
-    } else {
-        source.open = nullptr;
     }
-    failed_.Update(sent);
+    const bool mendable = source.open != nullptr && !status_locked().ok();
+    if (!kept.ok() || (!sent.ok() && !mendable)) fail(kept.ok() ? sent : kept).IgnoreError();
 }
 
 bool Lane::has_weight(std::string_view name) const {
     const std::lock_guard lock(mutex_);
     return weight_names_.contains(std::string(name));
+}
+
+void Lane::end_progress() {
+    const std::lock_guard lock(mutex_);
+    progress_ = nullptr;
 }
 
 void Lane::make_plain(Segment range) {
@@ -353,8 +367,11 @@ void Lane::start_read(Segment range, void * to) {
     };
     std::map<size_t, std::vector<Segment>> wanted; // by executor
     if (const auto weight = weight_at(weights_, range.address); weight != weights_.end()) {
-        if (weight->second.bound == 0) failed_.Update(bring_weights({{weight->first, any_executor()}}));
-        if (!failed_.ok()) return;
+        if (weight->second.bound == 0) {
+            const absl::Status brought = bring_weights({{weight->first, any_executor()}});
+            if (!brought.ok() && status_locked().ok()) fail(brought).IgnoreError();
+            if (!brought.ok()) return; // after a loss it is read again
+        }
         wanted[static_cast<size_t>(std::countr_zero(weight->second.bound))].push_back(range);
     } else {
         directory_.visit(range, [&](Segment piece, const Directory::Entry & entry) {
@@ -660,7 +677,8 @@ absl::Status Lane::compute(const ggml_cgraph & graph) {
     }
     journal_.add(Journal::Graph{captured->graph});
     const absl::Status ran = run(captured->plan);
-    return ran.ok() || !failed_.ok() ? ran : mend(lock);
+    if (ran.ok() || !failed_.ok()) return ran;
+    return status_locked().ok() ? fail(ran) : mend(lock);
 }
 
 absl::Status Lane::run(const Plan & plan) {
@@ -875,7 +893,7 @@ absl::StatusOr<Delivering> Lane::deliver(std::vector<Delivery> & deliveries) {
         }
         if (delivery.done) done += delivery.bytes;
     }
-    if (news) options_.progress(done, total);
+    if (news && progress_) progress_(done, total);
     return progress;
 }
 
@@ -899,7 +917,7 @@ absl::Status Lane::mend(std::unique_lock<std::mutex> & lock) {
         if (status.ok())
             status = status_locked();
         else if (status_locked().ok())
-            failed_ = status; // nobody else was lost: trying again won't help
+            return fail(status); // nobody else was lost: trying again won't help
     }
     return status;
 }
@@ -919,15 +937,13 @@ absl::Status Lane::mend_once(std::unique_lock<std::mutex> & lock) {
     }
     const bool waits = options_.on_loss == LaneOptions::OnLoss::kWait;
     if (options_.on_loss == LaneOptions::OnLoss::kFail || (left.empty() && !waits)) {
-        failed_ = reason;
-        return failed_;
+        return fail(reason);
     }
     if (!journal_.complete()) {
-        failed_ =
+        return fail(
             absl::UnavailableError(fmt::format("{}; the journal has no room for all since the beginning, so it can't "
                                                "be done again elsewhere",
-                                               std::string(reason.message())));
-        return failed_;
+                                               std::string(reason.message()))));
     }
     for (const size_t i : left) links_[i]->skip_pushes(next_tag_);
     for (auto & [address, weight] : weights_) weight.bound &= ~lost_;
@@ -937,7 +953,7 @@ absl::Status Lane::mend_once(std::unique_lock<std::mutex> & lock) {
     if (waits) {
         options_.log(fmt::format("{}; its layers wait to be bound elsewhere", std::string(reason.message())));
         bindings_changed();
-        if (!rebound_.wait_for(lock, kLossPatience, [&] { return !failed_.ok() || !homeless(); })) failed_ = reason;
+        if (!rebound_.wait_for(lock, kLossPatience, [&] { return !failed_.ok() || !homeless(); })) return fail(reason);
         if (!failed_.ok()) return failed_;
     } else {
         size_t heir = left.front();

@@ -10,6 +10,7 @@
 #include <absl/container/flat_hash_map.h>
 #include <absl/container/flat_hash_set.h>
 
+#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -39,7 +40,7 @@ struct LaneOptions {
     // Where the model's weights lie; nullptr: unknown, they are hashed when they are set.
     std::shared_ptr<const ModelLayers> model;
     // Weights that the executors have, while they are brought there.
-    std::function<void(uint64_t done, uint64_t total)> progress = [](uint64_t, uint64_t) {};
+    std::function<void(uint64_t done, uint64_t total)> progress;
     std::function<void(const std::string &)> log = [](const std::string &) {};
 };
 
@@ -62,7 +63,8 @@ public:
     // Ends all connections: whatever is asked for after it fails.
     void close();
 
-    absl::Status status() const;
+    absl::Status status() const; // waits for what the lane does
+    bool failed() const { return has_failed_; }
     uint64_t free_bytes() const;
     uint64_t total_bytes() const;
     uint32_t alignment() const;
@@ -84,6 +86,8 @@ public:
     // `data` is not looked at when options.model knows the tensor.
     void set_weight(const ggml_tensor & tensor, const void * data);
     bool has_weight(std::string_view name) const;
+    // options.progress is not called any more.
+    void end_progress();
     void fill(Segment range, uint8_t value);
     void copy(uint64_t to, Segment from);
     // `to` is filled when synchronize() returns.
@@ -143,6 +147,7 @@ private:
     int32_t tail_number() const;
     void leave_only(uint64_t address, uint64_t bytes, size_t executor);
     absl::Status status_locked() const;
+    absl::Status fail(const absl::Status & reason);
     void bind_by_size();
     void bindings_changed();
     size_t executor_of(int32_t layer) const;
@@ -179,7 +184,9 @@ private:
 
     mutable std::mutex mutex_;
     std::condition_variable rebound_;
-    absl::Status failed_;
+    std::function<void(uint64_t done, uint64_t total)> progress_;
+    absl::Status failed_; // set by fail()
+    std::atomic<bool> has_failed_ = false;
     uint64_t next_address_ = uint64_t{1} << 40;
     uint32_t next_buffer_ = 1;
     std::map<uint64_t, Buffer> buffers_; // by address
