@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 
 namespace strata::executor {
 
@@ -118,6 +119,7 @@ void Session::arrived(const Digest & digest, const absl::StatusOr<std::shared_pt
 // -------------------- the queue
 
 Work::Outcome Session::work() {
+    bool computed = false; // one graph at a time; what follows it goes out at once, since others wait for it
     while (true) {
         // end() may empty the queue meanwhile, so the commands are taken out while they run; their place stays.
         std::vector<wire::Command> commands;
@@ -131,18 +133,25 @@ Work::Outcome Session::work() {
             frame = pending.frame;
             next = pending.next;
         }
-        Step step = Step::kDone;
-        while (next < commands.size() && step == Step::kDone) {
-            const auto result = run(commands[next]);
-            if (!result.ok()) {
-                fail(result.status());
+        std::optional<Outcome> outcome; // the end of this piece of work
+        for (; next < commands.size() && !outcome; ++next) {
+            const bool is_graph = std::holds_alternative<wire::Compute>(commands[next]);
+            if (is_graph && computed) {
+                outcome = Outcome::kMore;
+                break;
+            }
+            const auto done = run(commands[next]);
+            if (!done.ok()) {
+                fail(done.status());
                 return Outcome::kWaits;
             }
-            step = *result;
-            if (step != Step::kWaits) ++next;
+            if (!*done) {
+                outcome = Outcome::kWaits;
+                break;
+            }
+            computed = computed || is_graph;
         }
         const bool whole = next == commands.size();
-        bool left = false;
         {
             const std::lock_guard lock(mutex_);
             if (ended_) return Outcome::kWaits;
@@ -153,7 +162,6 @@ Work::Outcome Session::work() {
                 inbox_.front().commands = std::move(commands);
                 inbox_.front().next = next;
             }
-            left = !inbox_.empty();
         }
         if (whole) {
             done_sequence_.store(frame.header.sequence);
@@ -164,12 +172,11 @@ Work::Outcome Session::work() {
                 send(wire::FrameType::kProgress, std::span(&piece, 1));
             }
         }
-        if (step == Step::kWaits) return Outcome::kWaits;
-        if (step == Step::kComputed) return left ? Outcome::kMore : Outcome::kWaits;
+        if (outcome) return *outcome;
     }
 }
 
-absl::StatusOr<Session::Step> Session::run(const wire::Command & command) {
+absl::StatusOr<bool> Session::run(const wire::Command & command) {
     return std::visit([&](const auto & body) { return execute(body); }, command);
 }
 
@@ -196,54 +203,54 @@ void Session::answer(const wire::BlobAnswer & answer) {
 
 // -------------------- commands
 
-absl::StatusOr<Session::Step> Session::execute(const wire::NewBuffer & command) {
+absl::StatusOr<bool> Session::execute(const wire::NewBuffer & command) {
     STRATA_RETURN_IF_ERROR(memory_.add(command.id, command.range));
-    return Step::kDone;
+    return true;
 }
 
-absl::StatusOr<Session::Step> Session::execute(const wire::FreeBuffer & command) {
+absl::StatusOr<bool> Session::execute(const wire::FreeBuffer & command) {
     forget_parts(); // they point into it
     STRATA_RETURN_IF_ERROR(memory_.remove(command.id));
-    return Step::kDone;
+    return true;
 }
 
-absl::StatusOr<Session::Step> Session::execute(const wire::SetBytes & command) {
+absl::StatusOr<bool> Session::execute(const wire::SetBytes & command) {
     STRATA_ASSIGN_OR_RETURN(uint8_t * const to, memory_.for_writing({command.address, command.data.size()}));
     std::ranges::copy(command.data, to);
-    return Step::kDone;
+    return true;
 }
 
-absl::StatusOr<Session::Step> Session::execute(const wire::FillBytes & command) {
+absl::StatusOr<bool> Session::execute(const wire::FillBytes & command) {
     if (command.value == 0) {
         STRATA_RETURN_IF_ERROR(memory_.drop(command.range));
-        return Step::kDone;
+        return true;
     }
     STRATA_ASSIGN_OR_RETURN(uint8_t * const to, memory_.for_writing(command.range));
     std::fill_n(to, command.range.bytes, command.value);
-    return Step::kDone;
+    return true;
 }
 
-absl::StatusOr<Session::Step> Session::execute(const wire::CopyBytes & command) {
+absl::StatusOr<bool> Session::execute(const wire::CopyBytes & command) {
     STRATA_ASSIGN_OR_RETURN(const uint8_t * const from, readable(command.from));
     STRATA_ASSIGN_OR_RETURN(uint8_t * const to, memory_.for_writing({command.to, command.from.bytes}));
     std::memmove(to, from, command.from.bytes);
-    return Step::kDone;
+    return true;
 }
 
-absl::StatusOr<Session::Step> Session::execute(const wire::DropBytes & command) {
+absl::StatusOr<bool> Session::execute(const wire::DropBytes & command) {
     STRATA_RETURN_IF_ERROR(memory_.drop(command.range));
-    return Step::kDone;
+    return true;
 }
 
-absl::StatusOr<Session::Step> Session::execute(const wire::OfferBlob & command) {
+absl::StatusOr<bool> Session::execute(const wire::OfferBlob & command) {
     if (offers_.size() >= kMaxOffers) return absl::ResourceExhaustedError("too many offers");
     if (command.bytes > kMaxAddressSpaceBytes) return absl::InvalidArgumentError("a blob that is too large");
     offers_[command.digest] = command.bytes;
     executor_.transfers().want(command, shared_from_this());
-    return Step::kDone;
+    return true;
 }
 
-absl::StatusOr<Session::Step> Session::execute(const wire::BindWeight & command) {
+absl::StatusOr<bool> Session::execute(const wire::BindWeight & command) {
     if (weights_.size() >= kMaxWeights) return absl::ResourceExhaustedError("too many weights");
     if (command.type >= GGML_TYPE_COUNT || ggml_blck_size(static_cast<ggml_type>(command.type)) == 0) {
         return absl::InvalidArgumentError(fmt::format("a weight of unknown type {}", command.type));
@@ -278,7 +285,7 @@ absl::StatusOr<Session::Step> Session::execute(const wire::BindWeight & command)
     if (const auto before = weights_.find(command.address); before != weights_.end() && before->second.blob != nullptr)
         weights_bytes_ -= before->second.bytes;
     weights_[command.address] = std::move(bound);
-    return Step::kDone;
+    return true;
 }
 
 // mutex_ held.
@@ -289,7 +296,7 @@ void Session::attach(BoundWeight & bound) {
     weights_bytes_ += bound.bytes;
 }
 
-absl::StatusOr<Session::Step> Session::execute(const wire::UnbindWeight & command) {
+absl::StatusOr<bool> Session::execute(const wire::UnbindWeight & command) {
     const auto bound = weights_.find(command.address);
     if (bound == weights_.end()) return absl::InvalidArgumentError("no weight is bound at this address");
     if (command.keep) {
@@ -297,7 +304,7 @@ absl::StatusOr<Session::Step> Session::execute(const wire::UnbindWeight & comman
             const std::lock_guard lock(mutex_);
             attach(bound->second);
         }
-        if (bound->second.blob == nullptr) return Step::kWaits;
+        if (bound->second.blob == nullptr) return false;
         const auto bytes = bound->second.data();
         STRATA_ASSIGN_OR_RETURN(uint8_t * const to, memory_.for_writing({command.address, bytes.size()}));
         std::ranges::copy(bytes, to);
@@ -305,28 +312,28 @@ absl::StatusOr<Session::Step> Session::execute(const wire::UnbindWeight & comman
     forget_parts();
     if (bound->second.blob != nullptr) weights_bytes_ -= bound->second.bytes;
     weights_.erase(bound);
-    return Step::kDone;
+    return true;
 }
 
-absl::StatusOr<Session::Step> Session::execute(const wire::DefineGraph & command) {
+absl::StatusOr<bool> Session::execute(const wire::DefineGraph & command) {
     if (wire::Graph::hash(command.graph) != command.hash)
         return absl::InvalidArgumentError("a graph with a wrong hash");
-    if (graphs_.contains(command.hash)) return Step::kDone;
+    if (graphs_.contains(command.hash)) return true;
     if (graphs_.size() >= kMaxGraphs || graph_bytes_ + command.graph.size() > kMaxGraphBytes) {
         return absl::ResourceExhaustedError("too many graphs");
     }
     graph_bytes_ += command.graph.size();
     graphs_[command.hash].encoded.assign(command.graph.begin(), command.graph.end());
-    return Step::kDone;
+    return true;
 }
 
-absl::StatusOr<Session::Step> Session::execute(const wire::ForgetGraphs &) {
+absl::StatusOr<bool> Session::execute(const wire::ForgetGraphs &) {
     graphs_.clear();
     graph_bytes_ = 0;
-    return Step::kDone;
+    return true;
 }
 
-absl::StatusOr<Session::Step> Session::execute(const wire::Compute & command) {
+absl::StatusOr<bool> Session::execute(const wire::Compute & command) {
     const auto stored = graphs_.find(command.hash);
     if (stored == graphs_.end()) return absl::InvalidArgumentError("a graph that was not defined");
     auto & part = stored->second.part;
@@ -340,7 +347,7 @@ absl::StatusOr<Session::Step> Session::execute(const wire::Compute & command) {
         }
         STRATA_ASSIGN_OR_RETURN(const wire::Graph graph, wire::Graph::decode(stored->second.encoded));
         auto built = PartGraph::build(graph, memory_, weights_, device_.traits());
-        if (absl::IsUnavailable(built.status())) return Step::kWaits; // for a blob
+        if (absl::IsUnavailable(built.status())) return false; // for a blob
         if (!built.ok()) return built.status();
         part = *std::move(built);
     }
@@ -349,10 +356,10 @@ absl::StatusOr<Session::Step> Session::execute(const wire::Compute & command) {
     busy_ns_ += static_cast<uint64_t>(
         std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begin).count());
     ++graphs_run_;
-    return Step::kComputed;
+    return true;
 }
 
-absl::StatusOr<Session::Step> Session::execute(const wire::Push & command) {
+absl::StatusOr<bool> Session::execute(const wire::Push & command) {
     const auto peer = peers_.find(command.peer);
     if (peer == peers_.end()) return absl::InvalidArgumentError(fmt::format("peer {} was not named", command.peer));
     STRATA_ASSIGN_OR_RETURN(auto pieces, gather(command.from));
@@ -363,15 +370,15 @@ absl::StatusOr<Session::Step> Session::execute(const wire::Push & command) {
     header.type = wire::FrameType::kPush;
     STRATA_ASSIGN_OR_RETURN(const auto channel, executor_.peer(peer->second.address));
     channel->send(header, pieces);
-    return Step::kDone;
+    return true;
 }
 
-absl::StatusOr<Session::Step> Session::execute(const wire::Expect & command) {
+absl::StatusOr<bool> Session::execute(const wire::Expect & command) {
     Arrived arrived;
     {
         const std::lock_guard lock(mutex_);
         const auto found = arrived_.find(command.tag);
-        if (found == arrived_.end()) return command.tag < skip_below_ ? Step::kDone : Step::kWaits;
+        if (found == arrived_.end()) return command.tag < skip_below_;
         arrived = std::move(found->second);
         arrived_.erase(found);
         arrived_bytes_ -= arrived.payload.size();
@@ -384,21 +391,21 @@ absl::StatusOr<Session::Step> Session::execute(const wire::Expect & command) {
         payload = payload.subspan(segment.bytes);
     }
     if (!payload.empty()) return absl::InvalidArgumentError("a push that is too long");
-    return Step::kDone;
+    return true;
 }
 
-absl::StatusOr<Session::Step> Session::execute(const wire::Read & command) {
+absl::StatusOr<bool> Session::execute(const wire::Read & command) {
     STRATA_ASSIGN_OR_RETURN(auto pieces, gather(command.from));
     const auto head = wire::encode(wire::ResultHead{command.id, graphs_run_, busy_ns_});
     pieces.insert(pieces.begin(), std::span<const uint8_t>(head));
     send(wire::FrameType::kResult, pieces);
-    return Step::kDone;
+    return true;
 }
 
-absl::StatusOr<Session::Step> Session::execute(const wire::SetPeer & command) {
+absl::StatusOr<bool> Session::execute(const wire::SetPeer & command) {
     if (peers_.size() >= kMaxPeers) return absl::ResourceExhaustedError("too many peers");
     peers_[command.index] = {command.address, command.token};
-    return Step::kDone;
+    return true;
 }
 
 absl::StatusOr<const uint8_t *> Session::readable(wire::Segment segment) const {

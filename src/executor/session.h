@@ -63,26 +63,24 @@ private:
         std::vector<uint8_t> encoded;
         std::unique_ptr<PartGraph> part; // nullptr until it is first run, and after weights changed
     };
-    // What a command did: went through, was the graph of this piece of work, or can't go on yet.
-    enum class Step { kDone, kComputed, kWaits };
-
-    absl::StatusOr<Step> run(const wire::Command & command);
-    absl::StatusOr<Step> execute(const wire::NewBuffer & command);
-    absl::StatusOr<Step> execute(const wire::FreeBuffer & command);
-    absl::StatusOr<Step> execute(const wire::SetBytes & command);
-    absl::StatusOr<Step> execute(const wire::FillBytes & command);
-    absl::StatusOr<Step> execute(const wire::CopyBytes & command);
-    absl::StatusOr<Step> execute(const wire::DropBytes & command);
-    absl::StatusOr<Step> execute(const wire::BindWeight & command);
-    absl::StatusOr<Step> execute(const wire::UnbindWeight & command);
-    absl::StatusOr<Step> execute(const wire::DefineGraph & command);
-    absl::StatusOr<Step> execute(const wire::ForgetGraphs & command);
-    absl::StatusOr<Step> execute(const wire::Compute & command);
-    absl::StatusOr<Step> execute(const wire::Push & command);
-    absl::StatusOr<Step> execute(const wire::Expect & command);
-    absl::StatusOr<Step> execute(const wire::Read & command);
-    absl::StatusOr<Step> execute(const wire::SetPeer & command);
-    absl::StatusOr<Step> execute(const wire::OfferBlob & command);
+    // False: it can't go on yet.
+    absl::StatusOr<bool> run(const wire::Command & command);
+    absl::StatusOr<bool> execute(const wire::NewBuffer & command);
+    absl::StatusOr<bool> execute(const wire::FreeBuffer & command);
+    absl::StatusOr<bool> execute(const wire::SetBytes & command);
+    absl::StatusOr<bool> execute(const wire::FillBytes & command);
+    absl::StatusOr<bool> execute(const wire::CopyBytes & command);
+    absl::StatusOr<bool> execute(const wire::DropBytes & command);
+    absl::StatusOr<bool> execute(const wire::BindWeight & command);
+    absl::StatusOr<bool> execute(const wire::UnbindWeight & command);
+    absl::StatusOr<bool> execute(const wire::DefineGraph & command);
+    absl::StatusOr<bool> execute(const wire::ForgetGraphs & command);
+    absl::StatusOr<bool> execute(const wire::Compute & command);
+    absl::StatusOr<bool> execute(const wire::Push & command);
+    absl::StatusOr<bool> execute(const wire::Expect & command);
+    absl::StatusOr<bool> execute(const wire::Read & command);
+    absl::StatusOr<bool> execute(const wire::SetPeer & command);
+    absl::StatusOr<bool> execute(const wire::OfferBlob & command);
 
     absl::StatusOr<std::vector<std::span<const uint8_t>>> gather(const std::vector<wire::Segment> & segments) const;
     absl::StatusOr<const uint8_t *> readable(wire::Segment segment) const;
