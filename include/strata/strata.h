@@ -195,6 +195,8 @@ typedef struct strata_driver_options {
     bool verify;             /* hash before use every blob whose file changed since it was hashed last */
     const char * const * on; /* NULL-terminated, executors ("host:port") that run the layers; NULL: none */
     const double * split;    /* as many as `on`: their shares of the model; NULL: equal ones */
+    int32_t lanes;           /* independent batches over the executors, which the slots are shared out to; default: as many
+                              * as executors */
     const char * on_loss;    /* of an executor: "rebind" (its layers go to the others), "wait" (for strata_driver_bind),
                               * "fail"; NULL: rebind */
 } strata_driver_options;

@@ -15,6 +15,7 @@ struct LoadWish {
     bool keep = false;                          // never unload it for being idle
     std::vector<std::string> on = {};           // executors that run its layers; none: as it is, or the engine itself
     std::vector<double> split = {};             // their shares
+    int32_t lanes = 0;                          // 0: as many as executors
     std::string on_loss = {};                   // of an executor
 };
 

@@ -273,6 +273,7 @@ absl::Status load_model(const Context & context, Client & client, const LoadWish
     // Without options the daemon keeps those it remembers.
     if (wish.context_tokens) request.mutable_options()->set_context_tokens(*wish.context_tokens);
     for (const std::string & address : wish.on) request.mutable_options()->add_on(address);
+    if (wish.lanes != 0) request.mutable_options()->set_lanes(wish.lanes);
     if (!wish.on_loss.empty()) request.mutable_options()->set_on_loss(wish.on_loss);
     for (const double share : wish.split) request.mutable_options()->add_split(share);
     Progress progress(context.output);

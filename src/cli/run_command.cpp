@@ -33,6 +33,7 @@ struct RunOptions {
     std::optional<int32_t> context_tokens;
     std::vector<std::string> on;
     std::vector<double> split;
+    int32_t lanes = 0;
     std::string on_loss;
     bool keep = false;
     bool verbose = false;
@@ -191,7 +192,7 @@ absl::StatusOr<int> run(const Context & context, const RunOptions & options) {
     STRATA_ASSIGN_OR_RETURN(Client client, context.client_or_start());
     STRATA_ASSIGN_OR_RETURN(const std::string model, model_for(context, client, options.model));
     STRATA_RETURN_IF_ERROR(
-        load_model(context, client, {model, options.context_tokens, options.keep, options.on, options.split, options.on_loss}));
+        load_model(context, client, {model, options.context_tokens, options.keep, options.on, options.split, options.lanes, options.on_loss}));
     Conversation conversation(model, options.system, std::move(chat));
     if (!interactive) return answer_once(context, client, conversation, prompt, options.verbose);
     return converse(context, client, conversation, model);
@@ -257,6 +258,10 @@ void add_run_command(Commands & commands) {
         ->delimiter(',')
         ->check(CLI::PositiveNumber.description(""))
         ->allow_extra_args(false);
+    app.add_option("--lanes", options->lanes,
+                   "Independent batches that keep the executors busy at the same time; default: one for each executor")
+        ->check(CLI::Range(1, 64).description(""))
+        ->type_name("N");
     app.add_option("--on-loss", options->on_loss,
                    "When an executor is lost: its layers go to the others (rebind, the default), wait to be bound by "
                    "`strata-engine bind`, or the request fails")

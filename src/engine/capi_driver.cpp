@@ -72,6 +72,7 @@ absl::StatusOr<DriverOptions> to_driver_options(const strata_driver_options * gi
         }
         result.on.emplace_back(text);
     }
+    result.lanes = options.lanes;
     if (options.on_loss != nullptr) {
         STRATA_ASSIGN_OR_RETURN(const std::string_view text, bounded_string(options.on_loss, kMaxPathBytes, "on_loss"));
         result.on_loss = text;

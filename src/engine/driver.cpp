@@ -6,8 +6,11 @@
 #include "engine/llama_args.h"
 #include "engine/log.h"
 
+#include <absl/cleanup/cleanup.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
+
+#include <algorithm>
 
 namespace strata::engine {
 
@@ -59,38 +62,46 @@ absl::StatusOr<std::unique_ptr<Driver>> Driver::open(std::string_view model, Dri
     const uint64_t trained = source.stored() ? source.stored()->index->context_tokens : 0;
     STRATA_ASSIGN_OR_RETURN(options, with_defaults(std::move(options), trained));
     if (options.alias.empty()) options.alias = source.name();
-    if (options.on.empty()) {
-        STRATA_ASSIGN_OR_RETURN(auto host, ServerHost::load(options, source.first_file()));
-        return std::unique_ptr<Driver>(new Driver(std::move(source), std::move(options), nullptr, std::move(host)));
-    }
-    while (true) {
-        STRATA_ASSIGN_OR_RETURN(auto mesh, open_mesh(options, source));
-        DriverOptions here = options;
-        here.device = mesh->name();
-        here.progress = nullptr; // hollow files are loaded in no time; the mesh tells its own
-        STRATA_ASSIGN_OR_RETURN(auto host, ServerHost::load(here, source.first_file()));
-        mesh->end_progress();
-        STRATA_RETURN_IF_ERROR(mesh->health()); // llama.cpp loads all the same
-        const std::set<size_t> needed = mesh->layers_needed_here(source);
+    std::vector<Lane> lanes;
+    while (lanes.size() < static_cast<size_t>(options.lanes)) {
+        STRATA_ASSIGN_OR_RETURN(Lane lane, open_lane(options, source));
+        const std::set<size_t> needed =
+            lane.mesh == nullptr ? std::set<size_t>() : lane.mesh->layers_needed_here(source);
         if (needed.empty()) {
-            return std::unique_ptr<Driver>(
-                new Driver(std::move(source), std::move(here), std::move(mesh), std::move(host)));
+            lanes.push_back(std::move(lane));
+            continue;
         }
         // Ops that a mesh does not run: with what they need here, once more.
-        log_message(STRATA_LOG_INFO, fmt::format("{} layers of {} are needed by the driver itself", needed.size(), model));
+        log_message(STRATA_LOG_INFO,
+                    fmt::format("{} layers of {} are needed by the driver itself", needed.size(), source.name()));
         where.real_layers.insert(needed.begin(), needed.end());
-        host.reset();
-        mesh.reset();
+        lane = {};
         STRATA_ASSIGN_OR_RETURN(source, ModelSource::open(model, where));
     }
+    return std::unique_ptr<Driver>(new Driver(std::move(source), std::move(options), std::move(lanes)));
 }
 
-Driver::Driver(ModelSource source, DriverOptions options, std::unique_ptr<MeshDevice> mesh,
-               std::unique_ptr<ServerHost> host)
+absl::StatusOr<Driver::Lane> Driver::open_lane(const DriverOptions & options, const ModelSource & source) {
+    Lane lane;
+    DriverOptions here = options;
+    if (!options.on.empty()) {
+        STRATA_ASSIGN_OR_RETURN(lane.mesh, open_mesh(options, source));
+        here.device = lane.mesh->name();
+        here.progress = nullptr; // hollow files are loaded in no time; the mesh tells its own
+    }
+    STRATA_ASSIGN_OR_RETURN(lane.host, ServerHost::load(here, source.first_file()));
+    if (lane.mesh != nullptr) {
+        lane.mesh->end_progress();
+        STRATA_RETURN_IF_ERROR(lane.mesh->health()); // llama.cpp loads all the same
+    }
+    return lane;
+}
+
+Driver::Driver(ModelSource source, DriverOptions options, std::vector<Lane> lanes)
     : source_(std::move(source))
     , options_(std::move(options))
-    , mesh_(std::move(mesh))
-    , host_(std::move(host)) {
+    , lanes_(std::move(lanes))
+    , router_(lanes_.size(), options_.slots / options_.lanes) {
     QueueOptions queue;
     queue.slots = options_.slots;
     queue.short_workers = kShortWorkers;
@@ -113,11 +124,7 @@ std::shared_ptr<Request> Driver::start(std::string method, std::string path, std
     request->path = without_query(std::move(path));
     request->body = std::move(body);
     request->sink = std::move(sink);
-    if (mesh_ != nullptr) {
-        request->sink = std::make_unique<GuardedSink>(
-            std::move(request->sink), [mesh = mesh_.get()] { return mesh->health(); }, request->path);
-    }
-    const auto route = host_->find(request->method, request->path);
+    const auto route = lanes_.front().host->find(request->method, request->path);
     if (!route.ok()) {
         const auto message = route.status().message();
         queue_->refuse(request, route.status().code() == absl::StatusCode::kNotFound ? 404 : 405,
@@ -134,10 +141,11 @@ void Driver::cancel(const std::weak_ptr<RequestQueue> & queue, const std::shared
 }
 
 RequestQueue::Tokens Driver::answer(Request & request, RequestQueue::Admission & admission) try {
-    const ServerHost::Route & route = **host_->find(request.method, request.path);
+    const ServerHost & first = *lanes_.front().host; // all are alike
+    const ServerHost::Route & route = **first.find(request.method, request.path);
     int32_t width = 1;
     if (request.method == "POST") {
-        const auto checked = check_request(ServerHost::body_kind(route), request.body, host_->bounds());
+        const auto checked = check_request(ServerHost::body_kind(route), request.body, first.bounds());
         if (!checked.ok()) {
             const auto message = checked.status().message();
             const bool too_long = checked.status().code() == absl::StatusCode::kOutOfRange;
@@ -147,8 +155,17 @@ RequestQueue::Tokens Driver::answer(Request & request, RequestQueue::Admission &
         }
         width = checked->width;
     }
-    if (!admission.enter(width)) return {};
-    return host_->run(route, request);
+    // Who wants a server alone has all of them.
+    if (!admission.enter(width > first.bounds().slots ? options_.slots + 1 : width)) return {};
+    if (request.need == Need::kShort) return lanes_.front().host->run(route, request);
+    const size_t number = router_.enter(request.body, width);
+    const absl::Cleanup leave = [&] { router_.leave(number, width); };
+    const Lane & lane = lanes_[number];
+    if (lane.mesh == nullptr) return lane.host->run(route, request);
+    std::unique_ptr<AnswerSink> sink = std::move(request.sink);
+    request.sink = std::make_unique<GuardedSink>(*sink, [&lane] { return lane.mesh->health(); }, request.path);
+    const absl::Cleanup restore = [&] { request.sink = std::move(sink); };
+    return lane.host->run(route, request);
 } catch (const std::exception & e) { // of memory, or of a JSON library; the head may be out
     log_message(STRATA_LOG_ERROR, fmt::format("a request to {} failed: {}", request.path, e.what()));
     return {};
@@ -163,24 +180,58 @@ absl::Status Driver::drain(milliseconds timeout) {
 }
 
 absl::Status Driver::bind(int32_t first_layer, int32_t last_layer, const std::string & executor) {
-    if (mesh_ == nullptr) return absl::FailedPreconditionError("the model runs in this engine, not on executors");
-    return mesh_->bind(first_layer, last_layer, executor);
+    for (const Lane & lane : lanes_) {
+        if (lane.mesh == nullptr)
+            return absl::FailedPreconditionError("the model runs in this engine, not on executors");
+        STRATA_RETURN_IF_ERROR(lane.mesh->bind(first_layer, last_layer, executor));
+    }
+    return absl::OkStatus();
 }
 
 void Driver::refresh_status() {
     const auto now = steady_clock::now();
     if (!slots_.empty() && now - status_time_ < milliseconds(kStatusReuseMs)) return;
-    auto slots = host_->slots(milliseconds(kSlotsTimeoutMs));
-    if (!slots) return; // the last known ones
-    slots_ = *std::move(slots);
-    if (const auto totals = host_->totals(milliseconds(kSlotsTimeoutMs))) {
-        update_speed(prompt_per_second_, totals->prompt_tokens - totals_.prompt_tokens,
-                     totals->prompt_seconds - totals_.prompt_seconds);
-        update_speed(generated_per_second_, totals->generate_steps - totals_.generate_steps,
-                     totals->generate_seconds - totals_.generate_seconds);
-        totals_ = *totals;
+    std::vector<SlotState> slots;
+    ServerTotals sum;
+    for (const Lane & lane : lanes_) {
+        const auto of_lane = lane.host->slots(milliseconds(kSlotsTimeoutMs));
+        const auto totals = lane.host->totals(milliseconds(kSlotsTimeoutMs));
+        if (!of_lane || !totals) return; // the last known ones
+        for (SlotState slot : *of_lane) {
+            slot.id = static_cast<int32_t>(slots.size());
+            slots.push_back(slot);
+        }
+        sum += *totals;
     }
+    slots_ = std::move(slots);
+    update_speed(prompt_per_second_, sum.prompt_tokens - totals_.prompt_tokens,
+                 sum.prompt_seconds - totals_.prompt_seconds);
+    update_speed(generated_per_second_, sum.generate_steps - totals_.generate_steps,
+                 sum.generate_seconds - totals_.generate_seconds);
+    totals_ = sum;
     status_time_ = steady_clock::now();
+}
+
+// The parts of all lanes; where two have the same, what they did is added up.
+nlohmann::ordered_json Driver::parts() const {
+    auto all = nlohmann::ordered_json::array();
+    for (const Lane & lane : lanes_) {
+        if (lane.mesh == nullptr) continue;
+        for (nlohmann::ordered_json & part : lane.mesh->parts()) {
+            const auto same = std::ranges::find_if(all, [&](const nlohmann::ordered_json & other) {
+                return other["executor"] == part["executor"] && other["first_layer"] == part["first_layer"] &&
+                       other["last_layer"] == part["last_layer"];
+            });
+            if (same == all.end()) {
+                all.push_back(std::move(part));
+                continue;
+            }
+            for (const char * key : {"bytes_out", "bytes_in", "graphs"})
+                (*same)[key] = (*same)[key].get<uint64_t>() + part[key].get<uint64_t>();
+            (*same)["busy_ms"] = (*same)["busy_ms"].get<double>() + part["busy_ms"].get<double>();
+        }
+    }
+    return all;
 }
 
 std::string Driver::status_json() {
@@ -195,9 +246,9 @@ std::string Driver::status_json() {
                              {"context_tokens", slot.context_tokens},
                              {"used_tokens", slot.used_tokens}});
     }
-    const Json options = {{"context_tokens", host_->slot_context_tokens()},
+    const Json options = {{"context_tokens", lanes_.front().host->slot_context_tokens()},
                           {"slots", options_.slots},
-                          {"threads", host_->threads()},
+                          {"threads", lanes_.front().host->threads()},
                           {"batch_tokens", options_.batch_tokens},
                           {"gpu_layers", options_.gpu_layers},
                           {"embeddings", options_.embeddings},
@@ -206,6 +257,7 @@ std::string Driver::status_json() {
                           {"llama_args", options_.llama_args},
                           {"on", options_.on},
                           {"split", options_.split},
+                          {"lanes", options_.lanes},
                           {"on_loss", options_.on_loss}};
     const Json status = {{"model", source_.name()},
                          {"alias", options_.alias},
@@ -218,9 +270,9 @@ std::string Driver::status_json() {
                          {"prompt_tokens_per_second", prompt_per_second_},
                          {"generated_tokens_per_second", generated_per_second_},
                          {"idle_ms", counts.idle_ms},
-                         {"weights_bytes", host_->weights_bytes()},
+                         {"weights_bytes", lanes_.front().host->weights_bytes()},
                          {"draining", counts.closed},
-                         {"parts", mesh_ == nullptr ? Json::array() : mesh_->parts()},
+                         {"parts", parts()},
                          {"options", options}};
     return status.dump(-1, ' ', false, Json::error_handler_t::replace);
 }

@@ -2,10 +2,13 @@
 
 #include "base/status.h"
 #include "engine/driver_options.h"
+#include "engine/lane_router.h"
 #include "engine/mesh_device.h"
 #include "engine/model_source.h"
 #include "engine/request_queue.h"
 #include "engine/server_host.h"
+
+#include <nlohmann/json_fwd.hpp>
 
 #include <chrono>
 #include <cstdint>
@@ -42,15 +45,22 @@ public:
     std::string status_json();
 
 private:
-    Driver(ModelSource source, DriverOptions options, std::unique_ptr<MeshDevice> mesh,
-           std::unique_ptr<ServerHost> host);
+    // An independent batch: its own server, slots and caches.
+    struct Lane {
+        std::unique_ptr<MeshDevice> mesh; // nullptr: all runs here; outlives the server
+        std::unique_ptr<ServerHost> host;
+    };
+    static absl::StatusOr<Lane> open_lane(const DriverOptions & options, const ModelSource & source);
+
+    Driver(ModelSource source, DriverOptions options, std::vector<Lane> lanes);
     RequestQueue::Tokens answer(Request & request, RequestQueue::Admission & admission);
     void refresh_status(); // status_mutex_ held
+    nlohmann::ordered_json parts() const;
 
     const ModelSource source_; // keeps the blobs
     const DriverOptions options_;
-    const std::unique_ptr<MeshDevice> mesh_; // nullptr: all runs here; outlives the server
-    const std::unique_ptr<ServerHost> host_; // outlives the queue's workers
+    const std::vector<Lane> lanes_; // outlive the queue's workers
+    LaneRouter router_;
     std::shared_ptr<RequestQueue> queue_;
 
     std::mutex status_mutex_;

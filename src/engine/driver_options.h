@@ -25,6 +25,7 @@ struct DriverOptions {
     std::vector<std::string> llama_args;
     std::vector<std::string> on; // executors
     std::vector<double> split;
+    int32_t lanes = 0;   // at work at the same time, on executors
     std::string on_loss; // "rebind", "wait", "fail"; empty: rebind
     std::string device; // of ggml, that layers are put on; empty: as gpu_layers says
     // Fraction of the weights loaded. False asks to give up; llama.cpp's server can't be stopped while it loads, so

@@ -63,6 +63,7 @@ void read_options(const nlohmann::json & json, v1::ServeOptions & options) {
     if (json.contains("split")) {
         for (const nlohmann::json & share : json["split"]) options.add_split(share.get<double>());
     }
+    options.set_lanes(member<int32_t>(json, "lanes"));
     options.set_on_loss(member<std::string>(json, "on_loss"));
 }
 
@@ -163,6 +164,7 @@ grpc::Status DriverSlot::load(const v1::LoadRequest & request, const std::functi
     options.max_waiting_bytes = given.max_waiting_bytes();
     options.llama_args = llama_args.data();
     options.on = on.data();
+    options.lanes = given.lanes();
     options.on_loss = given.on_loss().empty() ? nullptr : given.on_loss().c_str();
     options.split = given.split_size() == 0 ? nullptr : given.split().data();
     options.verify = true; // damage is found before it is used

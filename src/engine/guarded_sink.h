@@ -4,7 +4,6 @@
 #include "engine/request_queue.h"
 
 #include <functional>
-#include <memory>
 #include <string>
 
 namespace strata::engine {
@@ -14,19 +13,19 @@ namespace strata::engine {
 class GuardedSink : public AnswerSink {
 public:
     // health: of the mesh; called for each piece of the answer.
-    GuardedSink(std::unique_ptr<AnswerSink> sink, std::function<absl::Status()> health, std::string path)
-        : sink_(std::move(sink))
+    GuardedSink(AnswerSink & sink, std::function<absl::Status()> health, std::string path)
+        : sink_(sink)
         , health_(std::move(health))
         , path_(std::move(path)) {}
 
     void on_head(int status, std::string_view content_type) override;
     void on_data(std::string_view data) override;
     void on_end(int32_t prompt_tokens, int32_t generated_tokens, double queue_ms) override {
-        sink_->on_end(prompt_tokens, generated_tokens, queue_ms);
+        sink_.on_end(prompt_tokens, generated_tokens, queue_ms);
     }
 
 private:
-    const std::unique_ptr<AnswerSink> sink_;
+    AnswerSink & sink_;
     const std::function<absl::Status()> health_;
     const std::string path_;
     bool stream_ = false;

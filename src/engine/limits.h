@@ -16,6 +16,7 @@ constexpr size_t kMaxSources = 4096;            // files of one import
 constexpr int32_t kMaxThreads = 512;            // ggml's GGML_MAX_N_THREADS
 constexpr int32_t kDefaultContextTokens = 4096; // at most, when the caller names none
 constexpr int32_t kDefaultBatchTokens = 512;
+constexpr int32_t kPipelineBatchTokens = 128; // bench/mesh.py, prefill over two executors
 constexpr size_t kMaxGrammarBytes = 256 << 10;
 constexpr size_t kMaxGrammarNesting = 128;     // of groups; llama.cpp's parser calls itself for each
 constexpr size_t kMaxGrammarRules = 16384;     // llama.cpp's check for left recursion calls itself along rules

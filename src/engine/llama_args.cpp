@@ -203,11 +203,15 @@ absl::StatusOr<DriverOptions> with_defaults(DriverOptions options, uint64_t trai
         }
     }
     if (options.slots == 0) options.slots = kDefaultSlots;
+    if (options.lanes == 0) options.lanes = std::clamp<int32_t>(static_cast<int32_t>(options.on.size()), 1, options.slots);
+    STRATA_RETURN_IF_ERROR(check_range("lanes", options.lanes, 1, options.on.empty() ? 1 : options.slots));
+    options.slots = (options.slots + options.lanes - 1) / options.lanes * options.lanes;
     if (options.batch_tokens == 0) {
         // An encoder looks at an input as a whole.
         options.batch_tokens = options.embeddings && trained_context_tokens > 0
                                    ? std::min(options.context_tokens, kMaxEmbeddingBatchTokens)
-                                   : kDefaultBatchTokens;
+                                   // A pipeline of executors is full when it has many micro-batches to work on.
+                                   : (options.on.size() > 1 ? kPipelineBatchTokens : kDefaultBatchTokens);
     }
     if (options.max_waiting == 0) options.max_waiting = kDefaultMaxWaiting;
     if (options.max_waiting_bytes == 0) options.max_waiting_bytes = kDefaultMaxWaitingBytes;
@@ -220,11 +224,12 @@ absl::Status make_server_params(const DriverOptions & options, const std::filesy
                                 common_params & params) {
     common_params_context table = common_params_parser_init(params, LLAMA_EXAMPLE_SERVER);
     const std::string batch = std::to_string(options.batch_tokens);
+    const int32_t slots = options.slots / options.lanes;
     std::vector<std::string> arguments = {
         "--model", model.string(),
         // llama.cpp divides the context among the slots
-        "--ctx-size", std::to_string(int64_t{options.context_tokens} * options.slots), "--parallel",
-        std::to_string(options.slots), "--no-kv-unified",
+        "--ctx-size", std::to_string(int64_t{options.context_tokens} * slots), "--parallel", std::to_string(slots),
+        "--no-kv-unified",
         // one batch is one micro-batch, so that a cancelled prompt ends with the running one
         "--batch-size", batch, "--ubatch-size", batch, "--cache-ram", std::to_string(prompt_cache_mib()),
         // fitting swaps the log function of the process, and refuses nothing that a failed allocation wouldn't

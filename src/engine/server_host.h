@@ -29,6 +29,15 @@ struct ServerTotals {
     int64_t generate_steps = 0; // without the first token of each answer, which comes with the prompt
     double prompt_seconds = 0;
     double generate_seconds = 0;
+
+    ServerTotals & operator+=(const ServerTotals & other) {
+        prompt_tokens += other.prompt_tokens;
+        generated_tokens += other.generated_tokens;
+        generate_steps += other.generate_steps;
+        prompt_seconds += other.prompt_seconds;
+        generate_seconds += other.generate_seconds;
+        return *this;
+    }
 };
 
 // llama.cpp's server without its HTTP: the context with its slots, the loop that decodes, and the handlers of its API.
