@@ -1,6 +1,8 @@
 """A model over a mesh of executors gives what it gives on one machine: stock llama.cpp programs with libggml-strata.so, beside
 the same programs without. Every comparison proves by the executors' logs that they did the work."""
+import concurrent.futures
 import functools
+import itertools
 import json
 import os
 import re
@@ -234,9 +236,36 @@ def test_a_deployment_on_executors(daemon, tmp_path):
                 three.processes[1].kill()
                 three.processes[1].wait()
         assert answer(daemon, kill) == expected
-        left = {part["executor"] for part in daemon.deployment("smollm2:latest")["engine"]["parts"]}
+        left = {part["executor"] for part in daemon.deployment("smollm2:latest")["engine"]["parts"] if not part.get("lost")}
         assert left == {three.addresses[0], three.addresses[2]}
         assert answer(daemon) == expected
+
+
+def test_lanes(daemon, tmp_path):
+    """Two lanes over two executors, which hold the weights once; each conversation goes back to its lane."""
+    daemon.cli("import", str(SMOLLM2), "--name", "smollm2")
+    questions = ["Write a story about the sea. " + "Make it long and sad. " * 8, "Tell me of a mountain. " + "Be brief. " * 16]
+    expected = [chat(daemon, [question])["text"] for question in questions]
+    with executors(tmp_path / "executors", 2) as two:
+        daemon.cli("run", "smollm2", "--on", ",".join(two.addresses), "--max-tokens", "4", "hello")
+        options = daemon.deployment("smollm2:latest")["engine"]["options"]
+        assert options["lanes"] == 2 and options["slots"] == 4
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            got = list(pool.map(lambda question: chat(daemon, [question]), questions))
+        assert [answer["text"] for answer in got] == expected
+        assert all(log.read_text().count(" came") == 2 for log in two.logs), "each lane has a session at each executor"
+        for question, first in zip(questions, got):
+            again = chat(daemon, [question, first["text"], "Go on."])
+            assert again["cached"] > first["prompt"], "the conversation went to a lane that does not know it"
+
+
+def chat(daemon, turns: list[str]) -> dict:
+    """Greedy: text, and tokens of the prompt and of what of it was cached."""
+    messages = [{"role": role, "content": turn} for role, turn in zip(itertools.cycle(("user", "assistant")), turns)]
+    body = {"model": "smollm2", "temperature": 0, "max_tokens": 64, "messages": messages}
+    answer = httpx.post(f"{daemon.url}/v1/chat/completions", json=body, timeout=120).json()
+    return {"text": answer["choices"][0]["message"]["content"], "prompt": answer["usage"]["prompt_tokens"],
+            "cached": answer["usage"]["prompt_tokens_details"]["cached_tokens"]}
 
 
 def test_a_loss_that_is_not_made_up_for(daemon, tmp_path):

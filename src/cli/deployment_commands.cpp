@@ -109,7 +109,7 @@ void print_parts(const Context & context, const google::protobuf::RepeatedPtrFie
             any = true;
             table.add(
                 {{deployment.name(), Style::kBold},
-                 safe_text(part.executor()),
+                 safe_text(part.executor()) + (part.lost() ? " (lost)" : ""),
                  fmt::format("{}-{}", part.first_layer(), part.last_layer()),
                  human_bytes(part.weights_bytes()),
                  human_bytes(part.bytes_out()),

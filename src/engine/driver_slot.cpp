@@ -72,6 +72,7 @@ void read_part(const nlohmann::json & json, v1::PartStatus & part) {
     part.set_first_layer(member<int32_t>(json, "first_layer"));
     part.set_last_layer(member<int32_t>(json, "last_layer"));
     part.set_weights_bytes(member<int64_t>(json, "weights_bytes"));
+    part.set_lost(member<bool>(json, "lost"));
     part.set_bytes_out(member<int64_t>(json, "bytes_out"));
     part.set_bytes_in(member<int64_t>(json, "bytes_in"));
     part.set_graphs(member<int64_t>(json, "graphs"));

@@ -122,6 +122,7 @@ nlohmann::ordered_json MeshDevice::parts() const {
                         {"first_layer", part.first_layer},
                         {"last_layer", part.last_layer},
                         {"weights_bytes", part.weights_bytes},
+                        {"lost", part.lost},
                         {"bytes_out", part.counters.wire.bytes_out},
                         {"bytes_in", part.counters.wire.bytes_in},
                         {"graphs", part.counters.graphs},

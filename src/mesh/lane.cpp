@@ -616,6 +616,7 @@ std::vector<Lane::PartStatus> Lane::parts() const {
     std::vector<PartStatus> parts;
     for (const auto & [part, link] : parts_) {
         parts.push_back(part);
+        parts.back().lost = !link->status().ok();
         parts.back().counters = link->counters();
     }
     return parts;

@@ -110,6 +110,7 @@ public:
         std::string executor;
         int32_t first_layer = 0, last_layer = 0; // the tail counts as one more than the last block
         uint64_t weights_bytes = 0;
+        bool lost = false; // the executor; the next step finds another one
         Link::Counters counters; // of the link to the executor, whatever its number of parts
     };
     std::vector<PartStatus> parts() const; // does not wait for what the lane does
