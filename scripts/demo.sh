@@ -22,7 +22,12 @@ model=smollm2
 port=7421
 step "a daemon on this machine"
 strata stop --daemon >/dev/null 2>&1 || true # of an earlier demo
-trap 'strata stop --daemon >/dev/null 2>&1 || true' EXIT
+executors=()
+cleanup() {
+  strata stop --daemon >/dev/null 2>&1 || true
+  for pid in "${executors[@]}"; do kill "$pid" 2>/dev/null || true; done
+}
+trap cleanup EXIT
 strata serve --detach --listen "127.0.0.1:$port"
 
 step "import the model: one blob per layer, each named by its hash"
@@ -34,6 +39,20 @@ step "ask it over its OpenAI API: $question"
 scripts/ask.py "http://127.0.0.1:$port" "$model" "$question"
 
 step "what is running"
+strata ps
+
+step "the same model over three executors, as if on three machines"
+addresses=127.0.0.1:7441,127.0.0.1:7442,127.0.0.1:7443
+for address in ${addresses//,/ }; do
+  strata-engine executor --listen "$address" --threads 1 >>"$STRATA_HOME/executors.log" 2>&1 &
+  executors+=($!)
+  disown # its end is no news for this shell
+done
+strata run "$model" --on "$addresses" --max-tokens 1 "Hello" >/dev/null
+strata ps
+question='Write a story about the sea.'
+step "one of them is killed in the middle of a sentence, and the sentence goes on: $question"
+scripts/ask.py "http://127.0.0.1:$port" "$model" "$question" "${executors[1]}"
 strata ps
 
 cat <<TEXT

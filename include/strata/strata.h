@@ -195,10 +195,10 @@ typedef struct strata_driver_options {
     bool verify;             /* hash before use every blob whose file changed since it was hashed last */
     const char * const * on; /* NULL-terminated, executors ("host:port") that run the layers; NULL: none */
     const double * split;    /* as many as `on`: their shares of the model; NULL: equal ones */
-    int32_t lanes;           /* independent batches over the executors, which the slots are shared out to; default: as many
-                              * as executors */
-    const char * on_loss;    /* of an executor: "rebind" (its layers go to the others), "wait" (for strata_driver_bind),
-                              * "fail"; NULL: rebind */
+    int32_t lanes;        /* independent batches over the executors, which the slots are shared out to; default: as many
+                           * as executors */
+    const char * on_loss; /* of an executor: "rebind" (its layers go to the others), "wait" (for strata_driver_bind),
+                           * "fail"; NULL: rebind */
 } strata_driver_options;
 
 /* Loads; one driver at a time loads in a process. */
@@ -232,8 +232,8 @@ STRATA_API void strata_request_release(strata_request * request);
 
 /* Waits until no request runs or waits; new ones are refused from the call on. STRATA_UNAVAILABLE after the timeout. */
 STRATA_API strata_status strata_driver_drain(strata_driver * driver, int64_t timeout_ms);
-/* Binds layers of a model on executors to the one at "host:port", between two steps: their weights and state follow, and
- * requests go on. last_layer: the tail counts as one more than the last block. Returns when it is done. */
+/* Binds layers of a model on executors to the one at "host:port", between two steps: their weights and state follow,
+ * and requests go on. last_layer: the tail counts as one more than the last block. Returns when it is done. */
 STRATA_API strata_status strata_driver_bind(strata_driver * driver, int32_t first_layer, int32_t last_layer,
                                             const char * executor);
 /* State as JSON, within milliseconds also during a decode: {"waiting":0,"active":1,"slots":[{"id":0,"busy":true,

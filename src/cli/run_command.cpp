@@ -191,8 +191,9 @@ absl::StatusOr<int> run(const Context & context, const RunOptions & options) {
 
     STRATA_ASSIGN_OR_RETURN(Client client, context.client_or_start());
     STRATA_ASSIGN_OR_RETURN(const std::string model, model_for(context, client, options.model));
-    STRATA_RETURN_IF_ERROR(
-        load_model(context, client, {model, options.context_tokens, options.keep, options.on, options.split, options.lanes, options.on_loss}));
+    STRATA_RETURN_IF_ERROR(load_model(
+        context, client,
+        {model, options.context_tokens, options.keep, options.on, options.split, options.lanes, options.on_loss}));
     Conversation conversation(model, options.system, std::move(chat));
     if (!interactive) return answer_once(context, client, conversation, prompt, options.verbose);
     return converse(context, client, conversation, model);

@@ -52,9 +52,8 @@ int run_bind(const BindCommand & command) {
     }
     auto parts = nlohmann::ordered_json::array();
     for (const v1::PartStatus & part : response.parts()) {
-        parts.push_back({{"executor", part.executor()},
-                         {"first_layer", part.first_layer()},
-                         {"last_layer", part.last_layer()}});
+        parts.push_back(
+            {{"executor", part.executor()}, {"first_layer", part.first_layer()}, {"last_layer", part.last_layer()}});
     }
     const nlohmann::ordered_json json = {{"elapsed_ms", response.elapsed_ms()}, {"parts", std::move(parts)}};
     fmt::print("{}\n", json.dump());

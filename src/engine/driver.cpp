@@ -163,7 +163,8 @@ RequestQueue::Tokens Driver::answer(Request & request, RequestQueue::Admission &
     const Lane & lane = lanes_[number];
     if (lane.mesh == nullptr) return lane.host->run(route, request);
     std::unique_ptr<AnswerSink> sink = std::move(request.sink);
-    request.sink = std::make_unique<GuardedSink>(*sink, [&lane] { return lane.mesh->health(); }, request.path);
+    request.sink = std::make_unique<GuardedSink>(
+        *sink, [&lane] { return lane.mesh->health(); }, request.path);
     const absl::Cleanup restore = [&] { request.sink = std::move(sink); };
     return lane.host->run(route, request);
 } catch (const std::exception & e) { // of memory, or of a JSON library; the head may be out

@@ -101,9 +101,7 @@ public:
     static grpc::ServerUnaryReactor * begin(ControlThreads & threads, std::function<grpc::Status(UnaryCall &)> work) {
         const auto call = std::make_shared<UnaryCall>();
         call->self_ = call;
-        const bool taken = threads.run([call, work = std::move(work)] {
-            call->Finish(work(*call));
-        });
+        const bool taken = threads.run([call, work = std::move(work)] { call->Finish(work(*call)); });
         if (!taken) call->Finish(busy());
         return call.get();
     }

@@ -14,8 +14,8 @@
 
 namespace strata::engine {
 
-// Runs the few calls that block (load, drain, bind, unload) beside gRPC's threads: at most two at the same time, the others
-// wait.
+// Runs the few calls that block (load, drain, bind, unload) beside gRPC's threads: at most two at the same time, the
+// others wait.
 class ControlThreads {
 public:
     ControlThreads();

@@ -38,7 +38,8 @@ absl::StatusOr<MappedBytes> ExecutorStore::open(const Digest & digest, uint64_t 
     STRATA_RETURN_IF_ERROR(lease_.add({digest}));
     STRATA_ASSIGN_OR_RETURN(MappedBytes mapped, store_->map(digest));
     if (bytes != 0 && mapped.bytes.size() != bytes) {
-        return absl::NotFoundError(fmt::format("blob {} has {} bytes, not {}", digest.to_string(), mapped.bytes.size(), bytes));
+        return absl::NotFoundError(
+            fmt::format("blob {} has {} bytes, not {}", digest.to_string(), mapped.bytes.size(), bytes));
     }
     return mapped;
 }

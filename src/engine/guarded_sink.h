@@ -8,8 +8,8 @@
 
 namespace strata::engine {
 
-// Passes an answer on as long as the model's mesh stands, and an error instead from then on: libllama can't be told that
-// what it reads is lost, and would go on with zeros.
+// Passes an answer on as long as the model's mesh stands, and an error instead from then on: libllama can't be told
+// that what it reads is lost, and would go on with zeros.
 class GuardedSink : public AnswerSink {
 public:
     // health: of the mesh; called for each piece of the answer.

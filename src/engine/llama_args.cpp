@@ -203,7 +203,8 @@ absl::StatusOr<DriverOptions> with_defaults(DriverOptions options, uint64_t trai
         }
     }
     if (options.slots == 0) options.slots = kDefaultSlots;
-    if (options.lanes == 0) options.lanes = std::clamp<int32_t>(static_cast<int32_t>(options.on.size()), 1, options.slots);
+    if (options.lanes == 0)
+        options.lanes = std::clamp<int32_t>(static_cast<int32_t>(options.on.size()), 1, options.slots);
     STRATA_RETURN_IF_ERROR(check_range("lanes", options.lanes, 1, options.on.empty() ? 1 : options.slots));
     options.slots = (options.slots + options.lanes - 1) / options.lanes * options.lanes;
     if (options.batch_tokens == 0) {

@@ -22,7 +22,7 @@ struct SourceOptions {
     // `real_layers` are whole all the same.
     bool hollow = false;
     std::set<size_t> real_layers;
-    layers::Progress progress;   // of the verification; may be empty
+    layers::Progress progress; // of the verification; may be empty
 };
 
 struct SourceLayer {

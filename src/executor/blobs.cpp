@@ -151,8 +151,7 @@ BlobCache::Totals BlobCache::totals() const {
     return totals;
 }
 
-BlobReceiver::BlobReceiver(std::unique_ptr<BlobStore::Writer> writer, uint64_t bytes,
-                           std::vector<wire::BlobPart> parts)
+BlobReceiver::BlobReceiver(std::unique_ptr<BlobStore::Writer> writer, uint64_t bytes, std::vector<wire::BlobPart> parts)
     : writer_(std::move(writer))
     , bytes_(bytes)
     , parts_(std::move(parts)) {}

@@ -206,8 +206,7 @@ void Transfers::add_from_driver(const Waiter & from, const wire::BlobHead & head
     if (receiver != nullptr) take(key, attempt, std::move(receiver), head.offset, data);
 }
 
-void Transfers::add_from_peer(const std::string & address, const wire::BlobHead & head,
-                              std::span<const uint8_t> data) {
+void Transfers::add_from_peer(const std::string & address, const wire::BlobHead & head, std::span<const uint8_t> data) {
     Key key;
     std::unique_ptr<BlobReceiver> receiver;
     uint64_t attempt = 0;

@@ -60,7 +60,7 @@ private:
     struct Transfer {
         std::vector<Claim> claims;
         std::set<std::string> peers_asked;
-        uint64_t attempt = 0;           // counts sources
+        uint64_t attempt = 0;            // counts sources
         const Waiter * driver = nullptr; // the source now, or
         std::string peer;
         std::unique_ptr<BlobReceiver> receiver; // nullptr while bytes are taken, and after the last

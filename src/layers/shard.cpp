@@ -82,8 +82,8 @@ std::vector<Shard> make_shards(const GgufModel & model) {
         uint64_t data_bytes = 0;
         for (const ModelTensor & source : layer.tensors) {
             const GgufTensor & tensor = *source.tensor;
-            append_tensor_info(shard.header, tensor.name, tensor.type,
-                               std::span(tensor.shape).first(tensor.dimensions), data_bytes);
+            append_tensor_info(shard.header, tensor.name, tensor.type, std::span(tensor.shape).first(tensor.dimensions),
+                               data_bytes);
             shard.tensors.push_back({source, data_bytes});
             data_bytes += padded(source.tensor->length);
         }
@@ -102,7 +102,8 @@ absl::StatusOr<std::string> shard_header(const LayerEntry & layer, size_t number
     uint64_t data_bytes = 0;
     for (const TensorEntry & tensor : layer.tensors) {
         const auto type = type_named(tensor.type);
-        if (!type) return absl::FailedPreconditionError(fmt::format("{} has the unknown type {}", tensor.name, tensor.type));
+        if (!type)
+            return absl::FailedPreconditionError(fmt::format("{} has the unknown type {}", tensor.name, tensor.type));
         append_tensor_info(header, tensor.name, *type, tensor.shape, data_bytes);
         data_bytes += padded(tensor.length);
     }

@@ -260,8 +260,8 @@ absl::StatusOr<MappedBytes> Store::map(const Digest & digest) const {
     if (!VerifiedBlobs::read(files).contains(files, digest)) {
         STRATA_ASSIGN_OR_RETURN(const Digest found, hash_range(file, files.blob(digest), 0, file.size));
         if (found != digest) {
-            return absl::DataLossError(fmt::format("blob {} is damaged: its bytes have the digest {}",
-                                                   digest.to_string(), found.to_string()));
+            return absl::DataLossError(
+                fmt::format("blob {} is damaged: its bytes have the digest {}", digest.to_string(), found.to_string()));
         }
         if (stamp && !stamp->is_fresh() && FileStamp::of(file) == stamp) remember_whole(digest).IgnoreError();
     }

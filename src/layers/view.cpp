@@ -102,8 +102,8 @@ absl::StatusOr<std::filesystem::path> Store::materialise(const StoredModel & mod
         ViewFile file{shard_file_name(i, layers.size()), {}, {}, layers[i].size};
         const std::optional<uint64_t> size = files.blob_size(layers[i].digest);
         if (hollow.layers.contains(i)) {
-            auto header = size == layers[i].size ? header_in_blob(files.blob(layers[i].digest), layers[i])
-                                                 : hollow.header(i);
+            auto header =
+                size == layers[i].size ? header_in_blob(files.blob(layers[i].digest), layers[i]) : hollow.header(i);
             if (!header.ok()) return with_context(layer_label(layers[i]), header.status());
             file.header = *std::move(header);
         } else if (size != layers[i].size) {

@@ -32,9 +32,9 @@ struct LaneOptions {
     std::optional<uint64_t> scatter_seed;
     std::string build;
     std::string name; // for people who look at the executors
-    // What happens when an executor is lost. kRebind: the others take its layers; kWait: its layers wait for move(). All
-    // since the beginning is done again then, with equal results. That takes a journal, and a copy in `folder` of the
-    // weights that no layers are known for.
+    // What happens when an executor is lost. kRebind: the others take its layers; kWait: its layers wait for move().
+    // All since the beginning is done again then, with equal results. That takes a journal, and a copy in `folder` of
+    // the weights that no layers are known for.
     enum class OnLoss { kFail, kRebind, kWait } on_loss = OnLoss::kFail;
     std::string folder = "/var/tmp";
     // Where the model's weights lie; nullptr: unknown, they are hashed when they are set.
@@ -110,7 +110,7 @@ public:
         std::string executor;
         int32_t first_layer = 0, last_layer = 0; // the tail counts as one more than the last block
         uint64_t weights_bytes = 0;
-        bool lost = false; // the executor; the next step finds another one
+        bool lost = false;       // the executor; the next step finds another one
         Link::Counters counters; // of the link to the executor, whatever its number of parts
     };
     std::vector<PartStatus> parts() const; // does not wait for what the lane does
@@ -120,6 +120,7 @@ private:
         std::string name;
         uint64_t bytes = 0;
         int32_t layer = 0;
+        bool weight = false; // of the model's file, by its name
     };
     struct Pending {
         Segment range;
@@ -133,7 +134,14 @@ private:
         uint64_t weight; // address
         size_t executor;
     };
-    struct Delivery;
+    struct Delivery { // of a blob to an executor
+        size_t executor = 0;
+        Digest blob;
+        uint64_t bytes = 0;
+        MappedBytes mapped; // empty: the driver does not have it
+        bool done = false;
+        uint64_t sent = 0;
+    };
     struct Captured {
         std::shared_ptr<const CapturedGraph> graph;
         Plan plan;

@@ -154,8 +154,8 @@ std::optional<RowWrite> row_write(const CapturedGraph & graph, size_t node, cons
     const CapturedGraph::Tensor & indices = graph.tensors[to.sources[1]];
     const uint64_t row_bytes = ggml_row_size(static_cast<ggml_type>(to.type), to.ne[0]);
     const bool plain = to.ne[2] == 1 && to.ne[3] == 1 && to.nb[1] == row_bytes;
-    const bool input = indices.wire.op == 0 && indices.root < 0 &&
-                       weight_at(weights, indices.wire.address) == weights.end();
+    const bool input =
+        indices.wire.op == 0 && indices.root < 0 && weight_at(weights, indices.wire.address) == weights.end();
     const bool wide = indices.wire.type == GGML_TYPE_I64;
     const uint64_t index_bytes = wide ? sizeof(int64_t) : sizeof(int32_t);
     const bool list = indices.wire.ne[1] == 1 && indices.wire.ne[2] == 1 && indices.wire.ne[3] == 1 &&

@@ -23,7 +23,7 @@ struct WeightInfo {
     uint64_t bytes = 0;
     Digest blob;
     uint64_t offset = 0; // in the blob
-    Holders bound = 0; // executors that have it at this address
+    Holders bound = 0;   // executors that have it at this address
 };
 using Weights = std::map<uint64_t, WeightInfo>; // by address
 

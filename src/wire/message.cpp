@@ -411,7 +411,8 @@ absl::StatusOr<BlobHead> decode_blob(std::span<const uint8_t> & body) {
     head.offset = reader.get<uint64_t>();
     head.total_bytes = reader.get<uint64_t>();
     body = body.subspan(BlobHead::kBytes);
-    if (head.offset > head.total_bytes || body.size() > head.total_bytes - head.offset) return malformed("piece of a blob");
+    if (head.offset > head.total_bytes || body.size() > head.total_bytes - head.offset)
+        return malformed("piece of a blob");
     return head;
 }
 

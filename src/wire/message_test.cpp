@@ -65,7 +65,8 @@ TEST(Commands, RoundTrip) {
     EXPECT_EQ(bind.blob, Digest::of("blob"));
     EXPECT_EQ(bind.offset, 64);
     const auto & offer = std::get<OfferBlob>(decoded->back());
-    EXPECT_THAT(offer.parts, testing::ElementsAre(BlobPart{64, 100, Digest::of("a")}, BlobPart{164, 836, Digest::of("b")}));
+    EXPECT_THAT(offer.parts,
+                testing::ElementsAre(BlobPart{64, 100, Digest::of("a")}, BlobPart{164, 836, Digest::of("b")}));
     EXPECT_THAT(offer.sources, testing::ElementsAre("127.0.0.1:7430", "127.0.0.1:7431"));
     EXPECT_TRUE(offer.from_driver && offer.keep);
     EXPECT_THAT(std::get<Push>((*decoded)[11]).from, testing::ElementsAre(Segment{4096, 8}, Segment{5000, 1}));
@@ -224,9 +225,8 @@ TEST(Messages, HeadsLeaveThePayload) {
         EXPECT_FALSE(decode_blob(rest).ok());
     }
     // More than the blob has, by a little and by a wrap.
-    for (const BlobHead & wrong :
-         {BlobHead{Digest::of("w"), 11, 15}, BlobHead{Digest::of("w"), UINT64_MAX - 1, 2},
-          BlobHead{Digest::of("w"), UINT64_MAX - 1, UINT64_MAX}}) {
+    for (const BlobHead & wrong : {BlobHead{Digest::of("w"), 11, 15}, BlobHead{Digest::of("w"), UINT64_MAX - 1, 2},
+                                   BlobHead{Digest::of("w"), UINT64_MAX - 1, UINT64_MAX}}) {
         const auto bytes = with_payload(encode(wrong));
         rest = bytes;
         EXPECT_FALSE(decode_blob(rest).ok()) << wrong.offset;
