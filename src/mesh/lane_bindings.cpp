@@ -11,7 +11,7 @@ namespace {
 
 // How many times the tail's bytes cost less than a block's. For one generated token they cost the same; but that costs
 // the same whatever the split is, unless all lanes are busy, while a prompt goes as fast as the slowest part.
-constexpr uint64_t kTailShare = 16;
+constexpr uint64_t kTailShare = 8;
 
 } // namespace
 
