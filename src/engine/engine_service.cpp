@@ -214,7 +214,7 @@ grpc::ServerUnaryReactor * EngineService::Bind(grpc::CallbackServerContext *, co
     touch();
     return UnaryCall::begin(control_, [this, request, response](UnaryCall &) {
         const Clock::time_point begin = Clock::now();
-        const grpc::Status bound = slot_.bind(*request);
+        grpc::Status bound = slot_.bind(*request);
         *response->mutable_parts() = slot_.status().parts();
         response->set_elapsed_ms(std::chrono::duration<double, std::milli>(Clock::now() - begin).count());
         return bound;

@@ -64,6 +64,38 @@ std::vector<std::string> split(const GgufBuilder & whole, size_t files) {
     return result;
 }
 
+// A layer's header can be made from what a model's index says of it.
+TEST(Shard, AHeaderFromTheIndexIsTheShards) {
+    const std::string file = small_model(3).build();
+    auto header = parse_gguf("file.gguf", file, file.size());
+    ASSERT_TRUE(header.ok());
+    const auto model = make_model(std::span(&*header, 1));
+    ASSERT_TRUE(model.ok());
+    const std::vector<Shard> shards = make_shards(*model);
+    for (size_t i = 1; i < shards.size(); ++i) {
+        LayerEntry entry;
+        entry.kind = shards[i].kind;
+        entry.block = shards[i].block;
+        for (const ShardTensor & tensor : shards[i].tensors) {
+            const GgufTensor & from = *tensor.source.tensor;
+            entry.tensors.push_back({std::string(from.name),
+                                     type_name(from.type),
+                                     {from.shape.begin(), from.shape.begin() + from.dimensions},
+                                     tensor.offset,
+                                     from.length,
+                                     Digest()});
+        }
+        const auto made = shard_header(entry, i);
+        ASSERT_TRUE(made.ok()) << made.status();
+        EXPECT_EQ(*made, shards[i].header) << i;
+        if (entry.tensors.empty()) continue;
+        entry.tensors.back().offset += 32;
+        EXPECT_FALSE(shard_header(entry, i).ok());
+        entry.tensors.back().type = "Q99";
+        EXPECT_FALSE(shard_header(entry, i).ok());
+    }
+}
+
 TEST(Shard, LayersOfADecoder) {
     const GgufBuilder builder = small_model(2);
     const std::vector<std::string> shards = cut({builder.build()});

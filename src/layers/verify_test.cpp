@@ -108,6 +108,22 @@ TEST_F(VerifyTest, WhatWasHashedAndNotChangedSinceIsNotHashedForUse) {
     EXPECT_GT(total, 0u);
 }
 
+TEST_F(VerifyTest, AMappedBlobWasHashed) {
+    const Digest digest = Digest::of(model_.layers[3]);
+    const auto mapped = store_->map(digest);
+    ASSERT_OK(mapped);
+    EXPECT_EQ(std::string(mapped->bytes.begin(), mapped->bytes.end()), model_.layers[3]);
+    ASSERT_OK(store_->remember_whole(digest));
+    ASSERT_OK(store_->map(digest));
+
+    std::string damaged = model_.layers[3];
+    damaged[700] ^= 1;
+    write_file(store_->blob_path(digest), damaged);
+    const auto refused = store_->map(digest);
+    EXPECT_TRUE(absl::IsDataLoss(refused.status())) << refused.status();
+    EXPECT_TRUE(absl::IsNotFound(store_->map(Digest::of("nothing")).status()));
+}
+
 TEST_F(VerifyTest, DamageOutsideOfTensorsIsCalledSo) {
     std::string bytes = model_.layers[3];
     bytes[0] ^= 1;

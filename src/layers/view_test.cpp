@@ -1,6 +1,7 @@
 #include "layers/store.h"
 #include "layers/store_testing.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
 namespace strata::layers::testing {
@@ -46,6 +47,40 @@ TEST_F(ViewTest, IsASplitModelOfLinks) {
     ASSERT_OK(again);
     EXPECT_EQ(*again, *first);
     EXPECT_EQ(entries(views()).size(), 1u);
+}
+
+TEST_F(ViewTest, HollowLayersHaveTheirHeadersAndAHole) {
+    std::filesystem::remove(store_->blob_path(Digest::of(model_.layers[3])));
+    HollowLayers hollow;
+    hollow.layers = {2, 3};
+    hollow.header = [](size_t layer) { return fmt::format("the header of layer {}", layer); };
+    const auto first = store_->materialise(stored(), views(), hollow);
+    ASSERT_OK(first);
+    const auto file = [&](int number) {
+        return first->parent_path() / fmt::format("model-0000{}-of-00005.gguf", number);
+    };
+    EXPECT_EQ(read_file(file(2)), model_.layers[1]);
+    // Of a layer that is in the store: what is before its first tensor, at 32.
+    EXPECT_EQ(read_file(file(3)), model_.layers[2].substr(0, 32) + std::string(model_.layers[2].size() - 32, '\0'));
+    const std::string made = "the header of layer 3";
+    EXPECT_EQ(read_file(file(4)), made + std::string(model_.layers[3].size() - made.size(), '\0'));
+
+    // Another choice of layers is another view, and this one needs a layer that is gone.
+    hollow.layers = {2};
+    EXPECT_TRUE(absl::IsDataLoss(store_->materialise(stored(), views(), hollow).status()));
+    hollow.layers = {2, 3};
+    std::filesystem::resize_file(file(4), 10); // somebody was here
+    const auto again = store_->materialise(stored(), views(), hollow);
+    ASSERT_OK(again);
+    EXPECT_EQ(*again, *first);
+    EXPECT_EQ(read_file(file(4)).size(), model_.layers[3].size());
+
+    ASSERT_OK(store_->remove(model_name("one")));
+    GcOptions options;
+    options.grace = std::chrono::milliseconds(0);
+    options.views = views();
+    ASSERT_OK(store_->collect_garbage(options));
+    EXPECT_THAT(entries(views()), IsEmpty());
 }
 
 TEST_F(ViewTest, SurvivesAMoveOfTheHome) {

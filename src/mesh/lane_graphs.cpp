@@ -61,7 +61,7 @@ absl::Status Lane::compute(const ggml_cgraph & graph) {
         captured->bindings = bindings_version_;
     }
     journal_.add(Journal::Graph{captured->graph});
-    const absl::Status ran = run(captured->plan);
+    absl::Status ran = run(captured->plan);
     if (ran.ok() || !failed_.ok()) return ran;
     return status_locked().ok() ? fail(ran) : mend(lock);
 }
@@ -120,8 +120,7 @@ std::optional<std::vector<Segment>> Lane::rows_of(const RowWrite & write) const 
     });
     if (!known) return std::nullopt;
     std::ranges::sort(numbers);
-    const auto repeats = std::ranges::unique(numbers);
-    numbers.erase(repeats.begin(), repeats.end());
+    numbers.erase(std::unique(numbers.begin(), numbers.end()), numbers.end());
     std::vector<Segment> segments;
     for (const uint64_t number : numbers) {
         if (number >= rows || segments.size() > kMaxRowRuns) return std::nullopt;
