@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from conftest import SMOLLM2, executors
+from conftest import ON_MESH, SMOLLM2, complete, completion_args, executors
 from test_mesh import QUESTION, answer
 from test_mesh_bad_input import (BLOB, BLOB_REQUEST, BLOB_STATE, HELLO, WELCOME,
                                  commands, frame, hello, offer, text)
@@ -188,3 +188,19 @@ def test_wrong_bytes_are_refused_and_fetched_elsewhere(tmp_path, build): # noqa:
         assert asked == [digest]
         log = one.logs[0].read_text()
         assert f"from {liar}: blob sha256:{digest.hex()} arrived with other bytes" in log and "from 127.0.0.1:1" in log
+
+
+def test_thousands_of_blobs_that_never_come(tmp_path, peers, build): # noqa: F811
+    """A driver offers them, sends the beginning of each, and stays; others are served all the same."""
+    digests = [hashlib.sha256(str(i).encode()).digest() for i in range(3000)]
+    expected = complete(completion_args(peers, SMOLLM2, "Once upon a time", 16))
+    with executors(tmp_path, 1) as one:
+        driver = Driver(one.addresses[0], build)
+        driver.send(commands(*(offer(digest, 1 << 30, True) for digest in digests)))
+        for _ in digests:
+            assert driver.blob_state() == (NEED, "")
+        for digest in digests:
+            driver.send(blob(digest, b"only this", total=1 << 30))
+        with one.working(range(1)):
+            assert complete(completion_args(peers, SMOLLM2, "Once upon a time", 16, *ON_MESH), one.env()) == expected
+        assert one.processes[0].poll() is None

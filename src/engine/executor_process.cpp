@@ -10,6 +10,7 @@
 #include <ggml-backend.h>
 #include <nlohmann/json.hpp>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <thread>
@@ -30,6 +31,14 @@ std::vector<std::unique_ptr<executor::Device>> open_devices(int threads) {
     return devices;
 }
 
+// A driver may have many blobs on their way, each of which is a file.
+void allow_many_files() {
+    rlimit files{};
+    if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+}
+
 uint64_t three_quarters_of_free() {
     size_t free = 0, total = 0;
     ggml_backend_dev_memory(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), &free, &total);
@@ -40,6 +49,7 @@ uint64_t three_quarters_of_free() {
 
 absl::Status run_executor_process(const ExecutorProcessOptions & options) {
     const StopSignals signals;
+    allow_many_files();
     wire::TcpNetwork network;
     const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
     executor::ExecutorOptions made;
@@ -49,6 +59,7 @@ absl::Status run_executor_process(const ExecutorProcessOptions & options) {
     made.memory_limit_bytes = options.memory_limit_bytes != 0 ? options.memory_limit_bytes : three_quarters_of_free();
     STRATA_ASSIGN_OR_RETURN(made.store,
                             ExecutorStore::open(options.store.empty() ? Home::find().store() : options.store));
+    made.kept_blobs_bytes = three_quarters_of_free() / 2;
     made.log = [](const std::string & line) { spdlog::info("{}", line); };
     const auto executor = std::make_shared<executor::Executor>(
         network, std::move(made), open_devices(options.threads > 0 ? options.threads : cores));

@@ -12,7 +12,7 @@ inline constexpr size_t kMaxGraphs = 256;
 inline constexpr size_t kMaxGraphBytes = size_t{256} << 20;
 inline constexpr size_t kMaxPeers = 256;
 inline constexpr size_t kMaxWeights = 1 << 20;
-inline constexpr size_t kMaxOffers = 1 << 16;
+inline constexpr size_t kMaxOffers = 1 << 14;
 // Weights lie at multiples of this in their blobs, as in every GGUF file that can be mapped.
 inline constexpr uint64_t kWeightAlignment = 32;
 // Commands that arrived and wait, and pushes that nobody expects yet.

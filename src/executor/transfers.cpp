@@ -105,13 +105,12 @@ void Transfers::leave(const Waiter & waiter) {
 
 // -------------------- sources
 
-std::unique_ptr<BlobReceiver> Transfers::receiver_for(const wire::OfferBlob & offer, absl::Status & status) {
-    auto writer = (offer.keep ? kept_ : unnamed_).create(offer.digest, offer.bytes);
-    if (!writer.ok()) {
-        status = writer.status();
-        return nullptr;
-    }
-    return std::make_unique<BlobReceiver>(*std::move(writer), offer.bytes, offer.parts);
+// Only now that bytes come: many offers cost no files. nullptr: another thread has it. mutex_ held.
+absl::StatusOr<std::unique_ptr<BlobReceiver>> Transfers::take_receiver(Transfer & transfer) const {
+    if (std::exchange(transfer.begun, true)) return std::move(transfer.receiver);
+    const wire::OfferBlob & offer = transfer.offer;
+    STRATA_ASSIGN_OR_RETURN(auto writer, (offer.keep ? kept_ : unnamed_).create(offer.digest, offer.bytes));
+    return std::make_unique<BlobReceiver>(std::move(writer), offer.bytes, offer.parts);
 }
 
 // Asks the next one that may have the blob; tells all who wait when there is none. mutex_ held; may remove the
@@ -123,24 +122,21 @@ void Transfers::next_source(const Key & key, const absl::Status & failed, Action
     if (!failed.ok()) transfer.failed = failed;
     ++transfer.attempt;
     transfer.receiver.reset();
+    transfer.begun = false;
     transfer.driver = nullptr;
     transfer.peer.clear();
-    absl::Status status;
     for (Claim & claim : transfer.claims) {
         const auto waiter = claim.waiter.lock();
         if (waiter == nullptr || !claim.offer.from_driver || std::exchange(claim.driver_asked, true)) continue;
-        transfer.receiver = receiver_for(claim.offer, status);
-        if (transfer.receiver == nullptr) break;
+        transfer.offer = claim.offer;
         transfer.driver = claim.id;
         actions.emplace_back([waiter, digest = key.first] { waiter->ask_driver(digest); });
         return;
     }
     for (Claim & claim : transfer.claims) {
-        if (!status.ok()) break;
         for (const std::string & address : claim.offer.sources) {
             if (!transfer.peers_asked.insert(address).second) continue;
-            transfer.receiver = receiver_for(claim.offer, status);
-            if (transfer.receiver == nullptr) break;
+            transfer.offer = claim.offer;
             transfer.peer = address;
             actions.emplace_back([this, key, address, attempt = transfer.attempt] {
                 if (const absl::Status asked = ask_peer_(address, key.first, 0); !asked.ok())
@@ -149,12 +145,10 @@ void Transfers::next_source(const Key & key, const absl::Status & failed, Action
             return;
         }
     }
-    if (status.ok()) {
-        status = absl::NotFoundError(transfer.failed.ok()
-                                         ? fmt::format("nobody has blob {}", key.first.to_string())
-                                         : fmt::format("nobody gave blob {}; the last source: {}",
-                                                       key.first.to_string(), std::string(transfer.failed.message())));
-    }
+    const absl::Status status = absl::NotFoundError(
+        transfer.failed.ok() ? fmt::format("nobody has blob {}", key.first.to_string())
+                             : fmt::format("nobody gave blob {}; the last source: {}", key.first.to_string(),
+                                           std::string(transfer.failed.message())));
     for (const Claim & claim : transfer.claims) {
         if (const auto waiter = claim.waiter.lock())
             actions.emplace_back([waiter, digest = key.first, status] { waiter->arrived(digest, status); });
@@ -194,21 +188,22 @@ void Transfers::peer_lost(const std::string & address, const absl::Status & reas
 
 void Transfers::add_from_driver(const Waiter & from, const wire::BlobHead & head, std::span<const uint8_t> data) {
     const Key key{head.digest, head.total_bytes};
-    std::unique_ptr<BlobReceiver> receiver;
+    absl::StatusOr<std::unique_ptr<BlobReceiver>> receiver;
     uint64_t attempt = 0;
     {
         const std::lock_guard lock(mutex_);
         const auto found = transfers_.find(key);
         if (found == transfers_.end() || found->second.driver != &from) return;
-        receiver = std::move(found->second.receiver);
+        receiver = take_receiver(found->second);
         attempt = found->second.attempt;
     }
-    if (receiver != nullptr) take(key, attempt, std::move(receiver), head.offset, data);
+    if (!receiver.ok()) return source_failed(key, attempt, receiver.status());
+    if (*receiver != nullptr) take(key, attempt, *std::move(receiver), head.offset, data);
 }
 
 void Transfers::add_from_peer(const std::string & address, const wire::BlobHead & head, std::span<const uint8_t> data) {
     Key key;
-    std::unique_ptr<BlobReceiver> receiver;
+    absl::StatusOr<std::unique_ptr<BlobReceiver>> receiver = nullptr;
     uint64_t attempt = 0;
     {
         const std::lock_guard lock(mutex_);
@@ -217,7 +212,7 @@ void Transfers::add_from_peer(const std::string & address, const wire::BlobHead 
         if (found == transfers_.end() || found->first.first != head.digest) return;
         key = found->first;
         attempt = found->second.attempt;
-        if (head.total_bytes == key.second) receiver = std::move(found->second.receiver);
+        if (head.total_bytes == key.second) receiver = take_receiver(found->second);
     }
     if (head.total_bytes == 0) return source_failed(key, attempt, absl::NotFoundError("it does not have the blob"));
     if (head.total_bytes != key.second) {
@@ -225,13 +220,14 @@ void Transfers::add_from_peer(const std::string & address, const wire::BlobHead 
             key, attempt,
             absl::DataLossError(fmt::format("it has {} bytes instead of {}", head.total_bytes, key.second)));
     }
-    if (receiver == nullptr) return;
+    if (!receiver.ok()) return source_failed(key, attempt, receiver.status());
+    if (*receiver == nullptr) return;
     // The next piece comes while this one is hashed and written.
     if (const uint64_t next = head.offset + data.size(); !data.empty() && next < key.second) {
         if (const absl::Status asked = ask_peer_(address, key.first, next); !asked.ok())
             return source_failed(key, attempt, asked);
     }
-    take(key, attempt, std::move(receiver), head.offset, data);
+    take(key, attempt, *std::move(receiver), head.offset, data);
 }
 
 void Transfers::take(const Key & key, uint64_t attempt, std::unique_ptr<BlobReceiver> receiver, uint64_t offset,

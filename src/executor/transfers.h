@@ -63,7 +63,9 @@ private:
         uint64_t attempt = 0;            // counts sources
         const Waiter * driver = nullptr; // the source now, or
         std::string peer;
-        std::unique_ptr<BlobReceiver> receiver; // nullptr while bytes are taken, and after the last
+        wire::OfferBlob offer;                  // that names the source
+        bool begun = false;                     // its first piece came
+        std::unique_ptr<BlobReceiver> receiver; // nullptr before that, while bytes are taken, and after the last
         absl::Status failed;                    // the last source
     };
     using Actions = std::vector<std::function<void()>>; // to be run when mutex_ is free
@@ -72,7 +74,7 @@ private:
     void work();
     void look_in_store(const Key & key);
     void next_source(const Key & key, const absl::Status & failed, Actions & actions);
-    std::unique_ptr<BlobReceiver> receiver_for(const wire::OfferBlob & offer, absl::Status & status);
+    absl::StatusOr<std::unique_ptr<BlobReceiver>> take_receiver(Transfer & transfer) const;
     void take(const Key & key, uint64_t attempt, std::unique_ptr<BlobReceiver> receiver, uint64_t offset,
               std::span<const uint8_t> data);
     void finish(const Key & key, uint64_t attempt, BlobReceiver & receiver);

@@ -209,7 +209,9 @@ TEST_F(TransfersTest, AnOfferThatIsRepeatedBeginsAnew) {
 TEST_F(TransfersTest, AFullDiskIsSaid) {
     unnamed_.full = true;
     transfers_.want(offer(true), session_);
-    EXPECT_EQ(session_->next(), "the disk is full");
+    EXPECT_EQ(session_->next(), "ask");
+    send(*session_, 0, 100);
+    EXPECT_THAT(session_->next(), HasSubstr("the disk is full"));
 }
 
 TEST_F(TransfersTest, AnOfferWithAnotherSizeDisturbsNobody) {

@@ -127,18 +127,21 @@ absl::Status Lane::fail(const absl::Status & reason) {
 }
 
 uint64_t Lane::free_bytes() const {
+    const std::lock_guard lock(mutex_);
     uint64_t bytes = 0;
     for (const auto & link : links_) bytes += link->welcome().devices[0].free_bytes;
     return bytes;
 }
 
 uint64_t Lane::total_bytes() const {
+    const std::lock_guard lock(mutex_);
     uint64_t bytes = 0;
     for (const auto & link : links_) bytes += link->welcome().devices[0].memory_bytes;
     return bytes;
 }
 
 uint32_t Lane::alignment() const {
+    const std::lock_guard lock(mutex_);
     uint32_t alignment = 1;
     for (const auto & link : links_) alignment = std::max(alignment, link->welcome().devices[0].alignment);
     return alignment;
