@@ -142,12 +142,13 @@ def blob(digest: bytes, data: bytes, offset=0, total=None) -> bytes:
 @contextlib.contextmanager
 def peer(data: bytes):
     """An executor that answers each request for a blob with these bytes; its address, and how often it was asked."""
-    asked = []
+    asked, connections = [], []
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve():
         with contextlib.suppress(OSError):
             connection, _ = listener.accept()
+            connections.append(connection)
             with connection:
                 while len(head := connection.recv(36, socket.MSG_WAITALL)) == 36:
                     body = connection.recv(struct.unpack_from("<I", head, 8)[0], socket.MSG_WAITALL)
@@ -162,6 +163,9 @@ def peer(data: bytes):
         yield "{}:{}".format(*listener.getsockname()), asked
     finally:
         listener.close()
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
             socket.create_connection(listener.getsockname(), timeout=1).close()
         thread.join(20)
