@@ -101,7 +101,7 @@ Driver::Driver(ModelSource source, DriverOptions options, std::vector<Lane> lane
     : source_(std::move(source))
     , options_(std::move(options))
     , lanes_(std::move(lanes))
-    , router_(lanes_.size(), options_.slots / options_.lanes) {
+    , router_(lanes_.size(), options_.slots_per_lane()) {
     QueueOptions queue;
     queue.slots = options_.slots;
     queue.short_workers = kShortWorkers;

@@ -31,6 +31,8 @@ struct DriverOptions {
     // Fraction of the weights loaded. False asks to give up; llama.cpp's server can't be stopped while it loads, so
     // that the load is undone at its end.
     std::function<bool(double fraction)> progress;
+
+    int32_t slots_per_lane() const { return slots / lanes; } // once they have their defaults
 };
 
 } // namespace strata::engine

@@ -225,7 +225,7 @@ absl::Status make_server_params(const DriverOptions & options, const std::filesy
                                 common_params & params) {
     common_params_context table = common_params_parser_init(params, LLAMA_EXAMPLE_SERVER);
     const std::string batch = std::to_string(options.batch_tokens);
-    const int32_t slots = options.slots / options.lanes;
+    const int32_t slots = options.slots_per_lane();
     std::vector<std::string> arguments = {
         "--model", model.string(),
         // llama.cpp divides the context among the slots

@@ -4,11 +4,11 @@
 #include "base/version.h"
 #include "engine/log.h"
 #include "engine/runtime.h"
+#include "layers/store_files.h"
 #include "mesh/backend.h"
 #include "wire/address.h"
 #include "wire/tcp.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 #include <unistd.h>
@@ -57,9 +57,8 @@ std::shared_ptr<const mesh::ModelLayers> layers_of(const ModelSource & source) {
     // Not hashed here: who gets the bytes hashes them.
     model->open = [store = source.store(), index](size_t layer) -> absl::StatusOr<MappedBytes> {
         const auto path = store->blob_path(index->layers[layer].digest);
-        const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-        if (!file.valid()) return errno_status(errno, "open", path.native());
-        return map_file(file.get(), 0, index->layers[layer].size);
+        STRATA_ASSIGN_OR_RETURN(const layers::OpenFile file, layers::open_regular(path));
+        return map_file(file.fd.get(), 0, file.size); // of another size than the index says: the lane refuses it
     };
     return model;
 }

@@ -175,7 +175,7 @@ absl::StatusOr<std::unique_ptr<ServerHost>> ServerHost::load(const DriverOptions
         const llama_vocab * vocab = llama_model_get_vocab(loaded);
         state->weights_bytes = meta.model_size;
         state->slot_context_tokens = meta.slot_n_ctx;
-        state->bounds.slots = options.slots / options.lanes;
+        state->bounds.slots = options.slots_per_lane();
         state->bounds.vocab_tokens = meta.model_vocab_n_tokens;
         state->bounds.max_prompt_bytes =
             (static_cast<size_t>(meta.slot_n_ctx) + 1) * longest_token_bytes(vocab) + kPromptSlackBytes;

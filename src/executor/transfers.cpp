@@ -49,8 +49,9 @@ void Transfers::work() {
 void Transfers::look_in_store(const Key & key) {
     auto mapped = kept_.open(key.first, key.second);
     if (mapped.ok()) return deliver(key, cache_.add(key.first, *std::move(mapped)));
-    if (!absl::IsNotFound(mapped.status())) log_(std::string(mapped.status().message()));
-    source_failed(key, 0, absl::IsNotFound(mapped.status()) ? absl::OkStatus() : mapped.status());
+    const bool missing = absl::IsNotFound(mapped.status());
+    if (!missing) log_(std::string(mapped.status().message()));
+    source_failed(key, 0, missing ? absl::OkStatus() : mapped.status());
 }
 
 void Transfers::find(const Digest & digest, std::function<void(std::shared_ptr<Blob>)> found) {
@@ -94,9 +95,7 @@ void Transfers::leave(const Waiter & waiter) {
         for (auto at = transfers_.begin(); at != transfers_.end();) {
             auto & [key, transfer] = *at++; // next_source may remove it
             std::erase_if(transfer.claims, [&](const Claim & claim) { return claim.id == &waiter; });
-            const bool was_source = transfer.driver == &waiter;
-            if (was_source) transfer.driver = nullptr;
-            if (transfer.claims.empty() || was_source)
+            if (transfer.claims.empty() || transfer.driver == &waiter)
                 next_source(key, absl::UnavailableError("the driver that sent it left"), actions);
         }
     }

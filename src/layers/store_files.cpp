@@ -204,9 +204,13 @@ absl::StatusOr<std::string> read_whole(const OpenFile & file, const std::filesys
         return absl::ResourceExhaustedError(
             fmt::format("{} has {}; at most {} are read", path.native(), human_bytes(file.size), human_bytes(limit)));
     }
+    return read_first(file, path, file.size);
+}
+
+absl::StatusOr<std::string> read_first(const OpenFile & file, const std::filesystem::path & path, uint64_t length) {
     std::string bytes;
-    bytes.reserve(file.size);
-    STRATA_RETURN_IF_ERROR(read_range(file, path, 0, file.size, [&bytes](std::span<const std::byte> piece) {
+    bytes.reserve(length);
+    STRATA_RETURN_IF_ERROR(read_range(file, path, 0, length, [&bytes](std::span<const std::byte> piece) {
         bytes.append(reinterpret_cast<const char *>(piece.data()), piece.size());
         return absl::OkStatus();
     }));

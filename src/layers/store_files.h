@@ -107,6 +107,8 @@ absl::StatusOr<OpenFile> open_regular(const std::filesystem::path & path);
 
 // A file whole. kResourceExhausted above `limit` bytes, without reading it.
 absl::StatusOr<std::string> read_whole(const OpenFile & file, const std::filesystem::path & path, uint64_t limit);
+// The first `length` bytes; kDataLoss when there are fewer.
+absl::StatusOr<std::string> read_first(const OpenFile & file, const std::filesystem::path & path, uint64_t length);
 absl::StatusOr<std::string> read_regular(const std::filesystem::path & path, uint64_t limit);
 
 // Hands `length` bytes from `offset` of a file to `consume` piece by piece; kDataLoss when the file ends before.

@@ -30,12 +30,8 @@ bool is_there(const std::filesystem::path & folder, const ViewFile & file) {
     }
     const absl::StatusOr<OpenFile> opened = open_regular(path);
     if (!opened.ok() || opened->size != file.size) return false;
-    std::string header;
-    const absl::Status read = read_range(*opened, path, 0, file.header.size(), [&](std::span<const std::byte> piece) {
-        header.append(reinterpret_cast<const char *>(piece.data()), piece.size());
-        return absl::OkStatus();
-    });
-    return read.ok() && header == file.header;
+    const absl::StatusOr<std::string> header = read_first(*opened, path, file.header.size());
+    return header.ok() && *header == file.header;
 }
 
 absl::Status make_hollow(Disk & disk, const std::filesystem::path & path, const ViewFile & file) {
@@ -50,12 +46,7 @@ absl::StatusOr<std::string> header_in_blob(const std::filesystem::path & blob, c
     STRATA_ASSIGN_OR_RETURN(const OpenFile file, open_regular(blob));
     uint64_t length = file.size;
     for (const TensorEntry & tensor : layer.tensors) length = std::min(length, tensor.offset);
-    std::string header;
-    STRATA_RETURN_IF_ERROR(read_range(file, blob, 0, length, [&](std::span<const std::byte> piece) {
-        header.append(reinterpret_cast<const char *>(piece.data()), piece.size());
-        return absl::OkStatus();
-    }));
-    return header;
+    return read_first(file, blob, length);
 }
 
 // A folder with files in it, not with folders. Never follows links.

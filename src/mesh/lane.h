@@ -177,7 +177,7 @@ private:
     absl::Status mend_once(std::unique_lock<std::mutex> & lock);
     absl::Status replay();
     void bring(const std::vector<Segment> & ranges, size_t executor);
-    absl::Status bring_weights(const std::vector<Wanted> & wanted);
+    absl::Status bring_weights(const std::vector<Wanted> & wanted, std::unique_lock<std::mutex> * lock = nullptr);
     Delivery offer(const Digest & blob, size_t executor);
     std::vector<Delivery> offer_and_bind(const std::vector<Wanted> & wanted);
     absl::StatusOr<Delivering> deliver(std::vector<Delivery> & deliveries);

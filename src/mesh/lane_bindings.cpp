@@ -95,19 +95,7 @@ absl::Status Lane::move(int32_t first_layer, int32_t last_layer, const std::stri
     for (const auto & [at, weight] : weights_) {
         if (moves(weight.layer) && (weight.bound & holder(*executor)) == 0) wanted.push_back({at, *executor});
     }
-    std::vector<Delivery> deliveries = offer_and_bind(wanted);
-    while (true) {
-        const uint64_t changes = signal_->seen();
-        const auto progress = deliver(deliveries);
-        if (!progress.ok()) {
-            give_up(deliveries);
-            return progress.status();
-        }
-        if (*progress == Delivering::kDone) break;
-        lock.unlock();
-        if (*progress != Delivering::kSent) signal_->wait_for_change(changes, pause_after(*progress));
-        lock.lock();
-    }
+    STRATA_RETURN_IF_ERROR(bring_weights(wanted, &lock));
     for (auto & [layer, bound] : bindings_) {
         if (moves(layer)) bound = *executor;
     }

@@ -21,7 +21,4 @@ void append(std::vector<Segment> & segments, Segment segment);
 // Pieces of at most kPieceBytes.
 std::vector<std::vector<Segment>> in_pieces(const std::vector<Segment> & segments);
 
-// How long to wait for the next look at deliveries.
-std::chrono::milliseconds pause_after(Delivering progress);
-
 } // namespace strata::mesh

@@ -10,7 +10,6 @@
 #include <ggml-cpp.h>
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <random>
 #include <thread>
 
@@ -145,6 +144,12 @@ const Results & expected() {
     return results;
 }
 
+void expect_steps(Model & model, int from, int to) {
+    for (int i = from; i < to; ++i) {
+        EXPECT_EQ(model.step(i), expected()[static_cast<size_t>(i)]) << "step " << i;
+    }
+}
+
 class LaneTest : public testing::Test {
 protected:
     Lane & open(size_t machines, LaneOptions options = {}) {
@@ -225,18 +230,13 @@ TEST_F(LaneTest, layers_move_while_the_lane_works) {
     Model model(device_);
     EXPECT_EQ(model.step(0), expected()[0]);
     machines_.push_back(std::make_unique<Machine>());
-    std::atomic<bool> moved = false;
     std::thread mover([&] {
         for (int i = 0; i < 12; ++i) {
             const int32_t first = i % kLayers;
             EXPECT_TRUE(lane.move(first, first + 1, machines_[static_cast<size_t>(i) % 3]->address).ok()) << i;
         }
-        moved = true;
     });
-    int step = 1;
-    for (; step < 40; ++step) {
-        EXPECT_EQ(model.step(step), expected()[static_cast<size_t>(step)]) << "step " << step;
-    }
+    expect_steps(model, 1, 40);
     mover.join();
     EXPECT_TRUE(lane.move(0, 0, machines_[1]->address).ok());
     EXPECT_EQ(lane.parts().front().executor, machines_[1]->address);
@@ -248,12 +248,12 @@ TEST_F(LaneTest, layers_move_while_the_lane_works) {
 TEST_F(LaneTest, former_owners_give_their_memory_back) {
     Lane & lane = open(2);
     Model model(device_);
-    for (int i = 0; i < 5; ++i) EXPECT_EQ(model.step(i), expected()[static_cast<size_t>(i)]);
+    expect_steps(model, 0, 5);
     const auto weights = [&](size_t i) { return machines_[i]->executor->status().sessions.at(0).weights_bytes; };
     const uint64_t all = weights(0) + weights(1);
     EXPECT_GT(weights(1), 0);
     ASSERT_TRUE(lane.move(0, kLayers - 1, machines_[0]->address).ok());
-    for (int i = 5; i < 10; ++i) EXPECT_EQ(model.step(i), expected()[static_cast<size_t>(i)]);
+    expect_steps(model, 5, 10);
     EXPECT_EQ(weights(0), all);
     EXPECT_EQ(weights(1), 0);
     lane.close();
@@ -264,7 +264,7 @@ TEST_F(LaneTest, lost_layers_wait_for_their_new_place) {
     options.on_loss = LaneOptions::OnLoss::kWait;
     Lane & lane = open(2, options);
     Model model(device_);
-    for (int i = 0; i < 5; ++i) EXPECT_EQ(model.step(i), expected()[static_cast<size_t>(i)]);
+    expect_steps(model, 0, 5);
     machines_[0]->die();
     machines_[1]->die(); // nobody is left
     machines_.push_back(std::make_unique<Machine>());
@@ -273,7 +273,7 @@ TEST_F(LaneTest, lost_layers_wait_for_their_new_place) {
         EXPECT_TRUE(lane.move(0, 2, machines_[2]->address).ok());
         EXPECT_TRUE(lane.move(3, kLayers - 1, machines_[2]->address).ok());
     });
-    for (int i = 5; i < 20; ++i) EXPECT_EQ(model.step(i), expected()[static_cast<size_t>(i)]) << "step " << i;
+    expect_steps(model, 5, 20);
     mover.join();
     lane.close();
 }

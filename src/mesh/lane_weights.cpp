@@ -8,10 +8,6 @@
 
 namespace strata::mesh {
 
-std::chrono::milliseconds pause_after(Delivering progress) {
-    return progress == Delivering::kFull ? kFullLinkPause : kIdlePause;
-}
-
 void Lane::set_weight(const ggml_tensor & tensor, const void * data) {
     const std::lock_guard lock(mutex_);
     if (!status_locked().ok()) return;
@@ -98,8 +94,8 @@ Lane::Delivery Lane::offer(const Digest & blob, size_t executor) {
 }
 
 // Binds weights at executors, and sees to it that these have them: out of their stores, from here, or from others. All
-// executors at once.
-absl::Status Lane::bring_weights(const std::vector<Wanted> & wanted) {
+// executors at once. With the lane's lock the lane goes on while there is something to wait for.
+absl::Status Lane::bring_weights(const std::vector<Wanted> & wanted, std::unique_lock<std::mutex> * lock) {
     std::vector<Delivery> deliveries = offer_and_bind(wanted);
     while (true) {
         const uint64_t changes = signal_->seen();
@@ -109,7 +105,11 @@ absl::Status Lane::bring_weights(const std::vector<Wanted> & wanted) {
             return progress.status();
         }
         if (*progress == Delivering::kDone) return absl::OkStatus();
-        if (*progress != Delivering::kSent) signal_->wait_for_change(changes, pause_after(*progress));
+        if (lock != nullptr) lock->unlock();
+        if (*progress != Delivering::kSent) {
+            signal_->wait_for_change(changes, *progress == Delivering::kFull ? kFullLinkPause : kIdlePause);
+        }
+        if (lock != nullptr) lock->lock();
     }
 }
 
