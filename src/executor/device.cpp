@@ -5,7 +5,6 @@
 #include <ggml-cpu.h>
 
 #include <algorithm>
-#include <chrono>
 
 namespace strata::executor {
 namespace {
@@ -17,8 +16,9 @@ Function lookup(ggml_backend_dev_t device, const char * name) {
 
 } // namespace
 
-Device::Device(ggml_backend_dev_t device, int threads)
-    : threads_(threads) {
+Device::Device(ggml_backend_dev_t device, int threads, Runtime & runtime)
+    : runtime_(runtime)
+    , threads_(threads) {
     traits_.device = device;
     backend_.reset(ggml_backend_dev_init(device, nullptr));
     STRATA_CHECK(backend_ != nullptr);
@@ -48,16 +48,15 @@ Device::~Device() {
 }
 
 void Device::start() {
-    thread_ = std::thread([this] { loop(); });
+    worker_ = runtime_.start([this] { return work_once(); });
 }
 
 void Device::stop() {
-    {
-        const std::lock_guard lock(mutex_);
-        stopping_ = true;
-    }
-    changed_.notify_all();
-    if (thread_.joinable()) thread_.join();
+    worker_.reset();
+}
+
+void Device::wake() {
+    if (worker_ != nullptr) worker_->wake();
 }
 
 void Device::add(std::shared_ptr<Work> work) {
@@ -85,7 +84,7 @@ void Device::ready(const Work * work) {
         if (least != INT64_MAX) entry->used_ns = std::max(entry->used_ns, least);
         entry->ready = true;
     }
-    changed_.notify_one();
+    wake();
 }
 
 void Device::all_ready() {
@@ -93,7 +92,7 @@ void Device::all_ready() {
         const std::lock_guard lock(mutex_);
         for (Entry & entry : entries_) entry.ready = true;
     }
-    changed_.notify_one();
+    wake();
 }
 
 bool Device::work_once() {
@@ -108,28 +107,15 @@ bool Device::work_once() {
         next->ready = false;
         work = next->work;
     }
-    const auto begin = std::chrono::steady_clock::now();
+    const auto begin = runtime_.clock().now();
     const Work::Outcome outcome = work->work();
-    const auto used = std::chrono::steady_clock::now() - begin;
+    const auto used = runtime_.clock().now() - begin;
     const std::lock_guard lock(mutex_);
     const auto entry = std::ranges::find_if(entries_, [&](const Entry & e) { return e.work == work; });
     if (entry == entries_.end()) return true;
     entry->used_ns += std::chrono::nanoseconds(used).count();
     if (outcome == Work::Outcome::kMore) entry->ready = true;
     return true;
-}
-
-void Device::loop() {
-    while (true) {
-        if (work_once()) {
-            const std::lock_guard lock(mutex_);
-            if (stopping_) return;
-            continue;
-        }
-        std::unique_lock lock(mutex_);
-        changed_.wait(lock, [&] { return stopping_ || std::ranges::any_of(entries_, &Entry::ready); });
-        if (stopping_) return;
-    }
 }
 
 } // namespace strata::executor

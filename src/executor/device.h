@@ -1,13 +1,12 @@
 #pragma once
 
+#include "base/runtime.h"
 #include "executor/part_graph.h"
 
 #include <ggml-cpp.h>
 
-#include <condition_variable>
-#include <deque>
 #include <mutex>
-#include <thread>
+#include <vector>
 
 namespace strata::executor {
 
@@ -23,14 +22,15 @@ public:
 // A device of ggml with a queue of its own: whoever has used least of its time goes first. Thread-safe.
 class Device {
 public:
-    Device(ggml_backend_dev_t device, int threads);
+    Device(ggml_backend_dev_t device, int threads, Runtime & runtime = Runtime::real());
     ~Device();
 
     const DeviceTraits & traits() const { return traits_; }
     ggml_backend_t backend() const { return backend_.get(); }
     int threads() const { return threads_; }
+    const Clock & clock() const { return runtime_.clock(); }
 
-    // Starts a thread that works; without it, work_once() is called by somebody (a simulation).
+    // Starts a thread that works; without it, somebody calls work_once().
     void start();
     void stop();
     bool work_once(); // false: nothing is ready
@@ -48,18 +48,17 @@ private:
         bool ready = false;
     };
 
-    void loop();
+    void wake();
 
+    Runtime & runtime_;
     const int threads_;
     DeviceTraits traits_;
     ggml_backend_ptr backend_;
     std::shared_ptr<void> threadpool_;
 
     std::mutex mutex_;
-    std::condition_variable changed_;
     std::vector<Entry> entries_;
-    bool stopping_ = false;
-    std::thread thread_;
+    std::unique_ptr<Runtime::Worker> worker_;
 };
 
 } // namespace strata::executor

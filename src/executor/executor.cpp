@@ -125,8 +125,8 @@ Executor::Executor(wire::Network & network, ExecutorOptions options, std::vector
     , blobs_(options_.kept_blobs_bytes)
     , devices_(std::move(devices))
     , transfers_(
-          blobs_, options_.store != nullptr ? *options_.store : static_cast<BlobStore &>(unnamed_blobs_),
-          unnamed_blobs_,
+          *options_.runtime, blobs_,
+          options_.store != nullptr ? *options_.store : static_cast<BlobStore &>(unnamed_blobs_), unnamed_blobs_,
           [this](const std::string & address, const Digest & digest, uint64_t offset) {
               return ask_peer(address, digest, offset);
           },

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "base/runtime.h"
 #include "executor/device.h"
 #include "executor/session.h"
 #include "executor/transfers.h"
@@ -20,6 +21,7 @@ struct ExecutorOptions {
     uint64_t memory_limit_bytes = UINT64_MAX; // for each driver
     uint64_t kept_blobs_bytes = UINT64_MAX;   // of blobs in memory that nobody uses now
     std::function<void(const std::string &)> log = [](const std::string &) {};
+    Runtime * runtime = &Runtime::real();
 };
 
 // Serves the lanes of many drivers on the devices of this machine. Thread-safe.
@@ -32,6 +34,7 @@ public:
 
     // For sessions.
     Transfers & transfers() { return transfers_; }
+    Runtime & runtime() { return *options_.runtime; }
     // The connection to another executor, made when there is none.
     absl::StatusOr<std::shared_ptr<wire::Channel>> peer(const std::string & address);
     void log(const std::string & line) const { options_.log(line); }

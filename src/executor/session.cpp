@@ -46,7 +46,8 @@ absl::Status Session::on_frame(const wire::Frame & frame) {
         }
         generation_ = frame.header.generation;
         epoch_ = frame.header.epoch;
-        room_.wait(lock, [&] { return ended_ || inbox_.empty() || inbox_bytes_ <= kMaxInboxBytes; });
+        executor_.runtime().wait(lock, room_,
+                                 [&] { return ended_ || inbox_.empty() || inbox_bytes_ <= kMaxInboxBytes; });
         if (ended_) return absl::CancelledError("ended");
         inbox_bytes_ += frame.header.body_bytes;
         inbox_.push_back({frame, std::move(commands)});
@@ -351,10 +352,10 @@ absl::StatusOr<bool> Session::execute(const wire::Compute & command) {
         if (!built.ok()) return built.status();
         part = *std::move(built);
     }
-    const auto begin = std::chrono::steady_clock::now();
+    const auto begin = device_.clock().now();
     STRATA_RETURN_IF_ERROR(part->run(device_.backend()));
     busy_ns_ += static_cast<uint64_t>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begin).count());
+        std::chrono::duration_cast<std::chrono::nanoseconds>(device_.clock().now() - begin).count());
     ++graphs_run_;
     return true;
 }

@@ -9,41 +9,32 @@
 
 namespace strata::executor {
 
-Transfers::Transfers(BlobCache & cache, BlobStore & kept, BlobStore & unnamed, AskPeer ask_peer, Log log)
+Transfers::Transfers(Runtime & runtime, BlobCache & cache, BlobStore & kept, BlobStore & unnamed, AskPeer ask_peer,
+                     Log log)
     : cache_(cache)
     , kept_(kept)
     , unnamed_(unnamed)
     , ask_peer_(std::move(ask_peer))
     , log_(std::move(log))
-    , worker_([this] { work(); }) {}
-
-Transfers::~Transfers() {
-    {
-        const std::lock_guard lock(mutex_);
-        stopping_ = true;
-    }
-    tasks_changed_.notify_one();
-    worker_.join();
-}
+    , worker_(runtime.start([this] { return work_once(); })) {}
 
 // -------------------- the thread for what takes long
 
 void Transfers::post(std::function<void()> task) {
     tasks_.push_back(std::move(task));
-    tasks_changed_.notify_one();
+    worker_->wake();
 }
 
-void Transfers::work() {
-    std::unique_lock lock(mutex_);
-    while (true) {
-        tasks_changed_.wait(lock, [&] { return stopping_ || !tasks_.empty(); });
-        if (stopping_) return;
-        const auto task = std::move(tasks_.front());
+bool Transfers::work_once() {
+    std::function<void()> task;
+    {
+        const std::lock_guard lock(mutex_);
+        if (tasks_.empty()) return false;
+        task = std::move(tasks_.front());
         tasks_.pop_front();
-        lock.unlock();
-        task();
-        lock.lock();
     }
+    task();
+    return true;
 }
 
 void Transfers::look_in_store(const Key & key) {

@@ -1,15 +1,14 @@
 #pragma once
 
+#include "base/runtime.h"
 #include "executor/blobs.h"
 
-#include <condition_variable>
 #include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <set>
 #include <string>
-#include <thread>
 #include <vector>
 
 namespace strata::executor {
@@ -33,8 +32,7 @@ public:
     using Log = std::function<void(const std::string & line)>;
 
     // Blobs that are to be kept go to `kept`, the others to `unnamed`.
-    Transfers(BlobCache & cache, BlobStore & kept, BlobStore & unnamed, AskPeer ask_peer, Log log);
-    ~Transfers();
+    Transfers(Runtime & runtime, BlobCache & cache, BlobStore & kept, BlobStore & unnamed, AskPeer ask_peer, Log log);
 
     void want(const wire::OfferBlob & offer, const std::shared_ptr<Waiter> & waiter);
     // It wants nothing any more, and its driver is gone.
@@ -71,7 +69,7 @@ private:
     using Actions = std::vector<std::function<void()>>; // to be run when mutex_ is free
 
     void post(std::function<void()> task); // mutex_ held
-    void work();
+    bool work_once();
     void look_in_store(const Key & key);
     void next_source(const Key & key, const absl::Status & failed, Actions & actions);
     absl::StatusOr<std::unique_ptr<BlobReceiver>> take_receiver(Transfer & transfer) const;
@@ -90,9 +88,7 @@ private:
     std::mutex mutex_;
     std::map<Key, Transfer> transfers_;
     std::deque<std::function<void()>> tasks_;
-    std::condition_variable tasks_changed_;
-    bool stopping_ = false;
-    std::thread worker_;
+    const std::unique_ptr<Runtime::Worker> worker_; // uses all of the above
 };
 
 } // namespace strata::executor

@@ -98,7 +98,10 @@ protected:
     std::deque<std::string> requests_; // "address offset"
     FakeStore kept_, unnamed_;
     BlobCache cache_{UINT64_MAX};
-    Transfers transfers_{cache_, kept_, unnamed_,
+    Transfers transfers_{Runtime::real(),
+                         cache_,
+                         kept_,
+                         unnamed_,
                          [this](const std::string & address, const Digest &, uint64_t offset) {
                              if (address == "unreachable") return absl::UnavailableError("no way there");
                              {

@@ -324,7 +324,7 @@ absl::Status Lane::synchronize() {
         bool lost = !failed_.ok();
         if (!lost) {
             std::unique_lock signal_lock(signal_->mutex);
-            signal_->changed.wait(signal_lock, [&] {
+            signal_->runtime.wait(signal_lock, signal_->changed, [&] {
                 bool waits = false;
                 for (size_t i = 0; i < links_.size(); ++i) {
                     if ((lost_ & holder(i)) != 0) continue;

@@ -42,6 +42,7 @@ struct LaneOptions {
     // Weights that the executors have, while they are brought there.
     std::function<void(uint64_t done, uint64_t total)> progress;
     std::function<void(const std::string &)> log = [](const std::string &) {};
+    Runtime * runtime = &Runtime::real();
 };
 
 // What a buffer holds, as ggml's usage says; looked up anew for each graph, since ggml changes it without a word.
@@ -188,7 +189,7 @@ private:
 
     const LaneOptions options_;
     wire::Network & network_;
-    const std::shared_ptr<LinkSignal> signal_ = std::make_shared<LinkSignal>();
+    const std::shared_ptr<LinkSignal> signal_ = std::make_shared<LinkSignal>(*options_.runtime);
     std::vector<std::shared_ptr<Link>> links_; // lost ones keep their place
 
     mutable std::mutex mutex_;

@@ -52,7 +52,8 @@ absl::Status Lane::mend_once(std::unique_lock<std::mutex> & lock) {
     if (waits) {
         options_.log(fmt::format("{}; its layers wait to be bound elsewhere", std::string(reason.message())));
         bindings_changed();
-        if (!rebound_.wait_for(lock, kLossPatience, [&] { return !failed_.ok() || !homeless(); })) return fail(reason);
+        if (!options_.runtime->wait_for(lock, rebound_, kLossPatience, [&] { return !failed_.ok() || !homeless(); }))
+            return fail(reason);
         if (!failed_.ok()) return failed_;
     } else {
         size_t heir = left.front();

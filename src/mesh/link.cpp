@@ -1,12 +1,10 @@
 #include "mesh/link.h"
 
-#include "base/check.h"
 #include "base/text.h"
 #include "mesh/limits.h"
 #include "wire/limits.h"
 
 #include <fmt/format.h>
-#include <openssl/rand.h>
 
 #include <algorithm>
 #include <array>
@@ -19,14 +17,14 @@ Link::Link(std::shared_ptr<LinkSignal> signal, std::string address)
 
 absl::Status Link::open(wire::Network & network, const wire::Hello & hello) {
     wire::Hello mine = hello;
-    STRATA_CHECK(RAND_bytes(token_.data(), static_cast<int>(token_.size())) == 1);
+    signal_->runtime.random_bytes(token_);
     mine.token = token_;
     STRATA_ASSIGN_OR_RETURN(channel_, network.connect(address_, shared_from_this()));
     wire::FrameHeader header;
     header.type = wire::FrameType::kHello;
     channel_->send(header, mine.encode());
     std::unique_lock lock(signal_->mutex);
-    signal_->changed.wait_for(lock, kOpenTimeout, [&] { return welcomed_ || !closed_.ok(); });
+    signal_->runtime.wait_for(lock, signal_->changed, kOpenTimeout, [&] { return welcomed_ || !closed_.ok(); });
     if (!closed_.ok()) return closed_;
     if (!welcomed_) return absl::DeadlineExceededError(fmt::format("{} does not answer", address_));
     if (welcome_.build != hello.build) {
@@ -70,7 +68,7 @@ void Link::skip_pushes(uint64_t below_tag) {
 
 absl::Status Link::wait_for_credit() {
     std::unique_lock lock(signal_->mutex);
-    signal_->changed.wait(lock, [&] {
+    signal_->runtime.wait(lock, signal_->changed, [&] {
         return !closed_.ok() ||
                (unfinished_graphs_ <= kMaxUnfinishedGraphs && unfinished_bytes_ <= kMaxUnfinishedBytes);
     });

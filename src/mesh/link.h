@@ -1,5 +1,6 @@
 #pragma once
 
+#include "base/runtime.h"
 #include "wire/message.h"
 #include "wire/network.h"
 
@@ -18,9 +19,13 @@ namespace strata::mesh {
 
 // What all links of a lane wait on together.
 struct LinkSignal {
+    Runtime & runtime;
     std::mutex mutex;
     std::condition_variable changed;
     uint64_t changes = 0;
+
+    explicit LinkSignal(Runtime & runtime)
+        : runtime(runtime) {}
 
     uint64_t seen() {
         const std::lock_guard lock(mutex);
@@ -29,7 +34,7 @@ struct LinkSignal {
     // Until something changes after what was seen.
     void wait_for_change(uint64_t seen, std::chrono::milliseconds timeout) {
         std::unique_lock lock(mutex);
-        changed.wait_for(lock, timeout, [&] { return changes != seen; });
+        runtime.wait_for(lock, changed, timeout, [&] { return changes != seen; });
     }
 };
 
