@@ -12,7 +12,7 @@ namespace {
 
 class Thread : public Runtime::Worker {
 public:
-    explicit Thread(std::function<bool()> work)
+    explicit Thread(Runtime::Work work)
         : work_(std::move(work))
         , thread_([this] { run(); }) {}
 
@@ -35,20 +35,19 @@ public:
 
 private:
     void run() {
+        std::chrono::nanoseconds next = Runtime::kUntilWoken;
         while (true) {
             {
                 std::unique_lock lock(mutex_);
-                changed_.wait(lock, [&] { return stopping_ || awake_; });
+                if (next != Runtime::kMore) changed_.wait_for(lock, next, [&] { return stopping_ || awake_; });
                 if (stopping_) return;
                 awake_ = false;
             }
-            if (!work_()) continue;
-            const std::lock_guard lock(mutex_);
-            awake_ = true;
+            next = work_();
         }
     }
 
-    const std::function<bool()> work_;
+    const Runtime::Work work_;
     std::mutex mutex_;
     std::condition_variable changed_;
     bool awake_ = false;
@@ -62,7 +61,7 @@ public:
     void random_bytes(std::span<uint8_t> out) override {
         STRATA_CHECK(RAND_bytes(out.data(), static_cast<int>(out.size())) == 1);
     }
-    std::unique_ptr<Worker> start(std::function<bool()> work) override {
+    std::unique_ptr<Worker> start(Work work) override {
         return std::make_unique<Thread>(std::move(work));
     }
     bool wait_for(std::unique_lock<std::mutex> & lock, std::condition_variable & changed,

@@ -27,11 +27,14 @@ public:
     class Worker {
     public:
         virtual ~Worker() = default;
-        // Work is done after this: again and again until there is none.
+        // There may be work now.
         virtual void wake() = 0;
     };
-    // work: one piece; false when there was none.
-    virtual std::unique_ptr<Worker> start(std::function<bool()> work) = 0;
+    // Work does one piece, and says in how long there will be another one.
+    using Work = std::function<std::chrono::nanoseconds()>;
+    static constexpr std::chrono::nanoseconds kMore{0};
+    static constexpr std::chrono::nanoseconds kUntilWoken = std::chrono::hours(24 * 365);
+    virtual std::unique_ptr<Worker> start(Work work) = 0;
 
     // Waits until done(), which is called with the lock held; whoever makes it true notifies `changed`. False: the time
     // was over before.

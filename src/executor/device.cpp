@@ -48,7 +48,7 @@ Device::~Device() {
 }
 
 void Device::start() {
-    worker_ = runtime_.start([this] { return work_once(); });
+    worker_ = runtime_.start([this] { return work_once() ? Runtime::kMore : Runtime::kUntilWoken; });
 }
 
 void Device::stop() {

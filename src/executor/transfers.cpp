@@ -11,7 +11,8 @@ namespace strata::executor {
 
 Transfers::Transfers(Runtime & runtime, BlobCache & cache, BlobStore & kept, BlobStore & unnamed, AskPeer ask_peer,
                      Log log)
-    : cache_(cache)
+    : clock_(runtime.clock())
+    , cache_(cache)
     , kept_(kept)
     , unnamed_(unnamed)
     , ask_peer_(std::move(ask_peer))
@@ -25,16 +26,18 @@ void Transfers::post(std::function<void()> task) {
     worker_->wake();
 }
 
-bool Transfers::work_once() {
+std::chrono::nanoseconds Transfers::work_once() {
     std::function<void()> task;
     {
         const std::lock_guard lock(mutex_);
-        if (tasks_.empty()) return false;
-        task = std::move(tasks_.front());
-        tasks_.pop_front();
+        if (!tasks_.empty()) {
+            task = std::move(tasks_.front());
+            tasks_.pop_front();
+        }
     }
+    if (task == nullptr) return give_up_silent_sources();
     task();
-    return true;
+    return Runtime::kMore;
 }
 
 void Transfers::look_in_store(const Key & key) {
@@ -73,7 +76,10 @@ void Transfers::want(const wire::OfferBlob & offer, const std::shared_ptr<Waiter
         Transfer & transfer = found->second;
         std::erase_if(transfer.claims, [&](const Claim & claim) { return claim.id == waiter.get(); });
         transfer.claims.push_back({waiter, waiter.get(), offer, false});
-        if (inserted) post([this, key] { look_in_store(key); });
+        if (inserted)
+            post([this, key] { look_in_store(key); });
+        else
+            worker_->wake(); // there is somebody else to ask now
         if (transfer.driver == waiter.get()) next_source(key, absl::CancelledError("offered again"), actions);
     }
     for (const auto & action : actions) action();
@@ -83,6 +89,7 @@ void Transfers::leave(const Waiter & waiter) {
     Actions actions;
     {
         const std::lock_guard lock(mutex_);
+        heard_.erase({&waiter, ""});
         for (auto at = transfers_.begin(); at != transfers_.end();) {
             auto & [key, transfer] = *at++; // next_source may remove it
             std::erase_if(transfer.claims, [&](const Claim & claim) { return claim.id == &waiter; });
@@ -109,12 +116,14 @@ void Transfers::next_source(const Key & key, const absl::Status & failed, Action
     const auto found = transfers_.find(key);
     if (found == transfers_.end()) return;
     Transfer & transfer = found->second;
-    if (!failed.ok()) transfer.failed = failed;
+    // That somebody does not have it is not what to tell when there was something else.
+    if (!failed.ok() && (transfer.failed.ok() || !absl::IsNotFound(failed))) transfer.failed = failed;
     ++transfer.attempt;
     transfer.receiver.reset();
     transfer.begun = false;
     transfer.driver = nullptr;
     transfer.peer.clear();
+    transfer.asked = clock_.now();
     for (Claim & claim : transfer.claims) {
         const auto waiter = claim.waiter.lock();
         if (waiter == nullptr || !claim.offer.from_driver || std::exchange(claim.driver_asked, true)) continue;
@@ -135,10 +144,10 @@ void Transfers::next_source(const Key & key, const absl::Status & failed, Action
             return;
         }
     }
-    const absl::Status status = absl::NotFoundError(
-        transfer.failed.ok() ? fmt::format("nobody has blob {}", key.first.to_string())
-                             : fmt::format("nobody gave blob {}; the last source: {}", key.first.to_string(),
-                                           std::string(transfer.failed.message())));
+    const absl::Status status =
+        absl::NotFoundError(transfer.failed.ok() ? fmt::format("nobody has blob {}", key.first.to_string())
+                                                 : fmt::format("nobody gave blob {}: {}", key.first.to_string(),
+                                                               std::string(transfer.failed.message())));
     for (const Claim & claim : transfer.claims) {
         if (const auto waiter = claim.waiter.lock())
             actions.emplace_back([waiter, digest = key.first, status] { waiter->arrived(digest, status); });
@@ -163,10 +172,44 @@ void Transfers::source_failed(const Key & key, uint64_t attempt, const absl::Sta
     for (const auto & action : actions) action();
 }
 
+// Sources that sent nothing of any blob for long, where there is somebody else to ask. How long until there may be more
+// of them.
+std::chrono::nanoseconds Transfers::give_up_silent_sources() {
+    std::vector<std::pair<Key, uint64_t>> silent;
+    std::chrono::nanoseconds next = Runtime::kUntilWoken;
+    {
+        const std::lock_guard lock(mutex_);
+        const auto now = clock_.now();
+        for (auto & [key, transfer] : transfers_) {
+            const Source source{transfer.driver, transfer.peer};
+            if (source == Source{} || !has_other_source(transfer)) continue;
+            const auto heard = heard_.find(source);
+            const auto since = heard == heard_.end() ? transfer.asked : std::max(transfer.asked, heard->second);
+            const std::chrono::nanoseconds left = since + kSourcePatience - now;
+            if (left.count() <= 0)
+                silent.emplace_back(key, transfer.attempt);
+            else
+                next = std::min(next, left);
+        }
+    }
+    for (const auto & [key, attempt] : silent)
+        source_failed(key, attempt, absl::DeadlineExceededError("it sent nothing for too long"));
+    return silent.empty() ? next : Runtime::kMore;
+}
+
+bool Transfers::has_other_source(const Transfer & transfer) {
+    return std::ranges::any_of(transfer.claims, [&](const Claim & claim) {
+        return (claim.offer.from_driver && !claim.driver_asked) ||
+               std::ranges::any_of(claim.offer.sources,
+                                   [&](const auto & address) { return !transfer.peers_asked.contains(address); });
+    });
+}
+
 void Transfers::peer_lost(const std::string & address, const absl::Status & reason) {
     std::vector<std::pair<Key, uint64_t>> lost;
     {
         const std::lock_guard lock(mutex_);
+        heard_.erase({nullptr, address});
         for (const auto & [key, transfer] : transfers_) {
             if (transfer.peer == address) lost.emplace_back(key, transfer.attempt);
         }
@@ -182,6 +225,7 @@ void Transfers::add_from_driver(const Waiter & from, const wire::BlobHead & head
     uint64_t attempt = 0;
     {
         const std::lock_guard lock(mutex_);
+        heard_[{&from, ""}] = clock_.now();
         const auto found = transfers_.find(key);
         if (found == transfers_.end() || found->second.driver != &from) return;
         receiver = take_receiver(found->second);
@@ -197,6 +241,7 @@ void Transfers::add_from_peer(const std::string & address, const wire::BlobHead 
     uint64_t attempt = 0;
     {
         const std::lock_guard lock(mutex_);
+        heard_[{nullptr, address}] = clock_.now();
         auto found = transfers_.lower_bound({head.digest, 0});
         while (found != transfers_.end() && found->first.first == head.digest && found->second.peer != address) ++found;
         if (found == transfers_.end() || found->first.first != head.digest) return;

@@ -61,15 +61,18 @@ private:
         uint64_t attempt = 0;            // counts sources
         const Waiter * driver = nullptr; // the source now, or
         std::string peer;
-        wire::OfferBlob offer;                  // that names the source
-        bool begun = false;                     // its first piece came
-        std::unique_ptr<BlobReceiver> receiver; // nullptr before that, while bytes are taken, and after the last
-        absl::Status failed;                    // the last source
+        wire::OfferBlob offer;                       // that names the source
+        std::chrono::steady_clock::time_point asked; // the source
+        bool begun = false;                          // its first piece came
+        std::unique_ptr<BlobReceiver> receiver;      // nullptr before that, while bytes are taken, and after the last
+        absl::Status failed;                         // why a source did not give it
     };
     using Actions = std::vector<std::function<void()>>; // to be run when mutex_ is free
 
     void post(std::function<void()> task); // mutex_ held
-    bool work_once();
+    std::chrono::nanoseconds work_once();
+    std::chrono::nanoseconds give_up_silent_sources();
+    static bool has_other_source(const Transfer & transfer);
     void look_in_store(const Key & key);
     void next_source(const Key & key, const absl::Status & failed, Actions & actions);
     absl::StatusOr<std::unique_ptr<BlobReceiver>> take_receiver(Transfer & transfer) const;
@@ -79,6 +82,9 @@ private:
     void source_failed(const Key & key, uint64_t attempt, const absl::Status & reason);
     void deliver(const Key & key, const std::shared_ptr<Blob> & blob);
 
+    using Source = std::pair<const Waiter *, std::string>; // a driver, or an executor's address
+
+    const Clock & clock_;
     BlobCache & cache_;
     BlobStore & kept_;
     BlobStore & unnamed_;
@@ -87,6 +93,7 @@ private:
 
     std::mutex mutex_;
     std::map<Key, Transfer> transfers_;
+    std::map<Source, std::chrono::steady_clock::time_point> heard_; // when it last sent a piece
     std::deque<std::function<void()>> tasks_;
     const std::unique_ptr<Runtime::Worker> worker_; // uses all of the above
 };

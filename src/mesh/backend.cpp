@@ -101,7 +101,7 @@ const char * buft_name(ggml_backend_buffer_type_t buft) {
 
 ggml_backend_buffer_t buft_alloc(ggml_backend_buffer_type_t buft, size_t size) {
     Lane & lane = lane_of(buft->device);
-    if (!lane.status().ok()) return nullptr;
+    if (lane.failed()) return nullptr;
     const Lane::Buffer & allocated = lane.allocate(size);
     ggml_backend_buffer_t buffer =
         ggml_backend_buffer_init(buft, kBuffer, const_cast<Lane::Buffer *>(&allocated), size);

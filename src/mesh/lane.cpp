@@ -279,7 +279,7 @@ void Lane::put_copy(uint64_t to, Segment from) {
 
 void Lane::read(Segment range, void * to) {
     const std::lock_guard lock(mutex_);
-    pending_.push_back({range, to});
+    pending_.push_back({range, to, journal_.entries().size()});
     if (failed_.ok()) start_read(range, to);
 }
 

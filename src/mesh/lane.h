@@ -126,6 +126,7 @@ private:
     struct Pending {
         Segment range;
         void * to;
+        size_t after; // how many of the journal's entries
     };
     struct Source {
         wire::OfferBlob offer;

@@ -77,7 +77,13 @@ absl::Status Lane::replay() {
     for (const auto & buffer : again) directory_.add(buffer.range);
     for (const auto & [begin, buffer] : buffers_) put_fill(buffer.range, 0);
     absl::flat_hash_map<const CapturedGraph *, Plan> plans;
+    auto read = pending_.begin();
+    const auto read_again = [&](size_t done) { // what comes later may write to where they read
+        for (; read != pending_.end() && read->after <= done; ++read) start_read(read->range, read->to);
+    };
+    size_t done = 0;
     for (const Journal::Entry & entry : journal_.entries()) {
+        read_again(done++);
         if (const auto * set = std::get_if<Journal::Set>(&entry)) {
             directory_.wrote(set->range, set->bytes);
         } else if (const auto * fill = std::get_if<Journal::Fill>(&entry)) {
@@ -91,11 +97,11 @@ absl::Status Lane::replay() {
             STRATA_RETURN_IF_ERROR(run(plan->second));
         }
     }
+    read_again(done);
     for (const auto & buffer : again) {
         directory_.remove(buffer.range);
         for (const auto & link : links_) link->add(wire::FreeBuffer{buffer.id});
     }
-    for (const Pending & read : pending_) start_read(read.range, read.to);
     return absl::OkStatus();
 }
 

@@ -1,12 +1,12 @@
-// A lane over executors in this process, on real sockets. The work is a small recurrent model: each step changes state
-// that the next one needs, so that anything that is lost, repeated or out of order shows in all results after it.
+// A lane over executors in this process, on real sockets and threads. simulation_test.cpp has what depends on the order
+// of events.
 #include "executor/executor.h"
 #include "mesh/backend.h"
 #include "mesh/lane.h"
+#include "mesh/recurrent_model_testing.h"
 #include "wire/tcp.h"
 
 #include <fmt/format.h>
-#include <ggml-alloc.h>
 #include <ggml-cpp.h>
 #include <gtest/gtest.h>
 
@@ -15,10 +15,6 @@
 
 namespace strata::mesh {
 namespace {
-
-constexpr int64_t kWidth = 64;
-constexpr int kLayers = 6;
-constexpr int64_t kRows = 8; // of each layer's cache
 
 struct Machine {
     std::unique_ptr<wire::TcpNetwork> network = std::make_unique<wire::TcpNetwork>();
@@ -44,90 +40,8 @@ struct Machine {
     void die() { network.reset(); }
 };
 
-// kLayers blocks: x = x + W·x, a row of the layer's cache is set, the cache is summed in, and a running state is
-// updated.
-class Model {
-public:
-    explicit Model(ggml_backend_dev_t device)
-        : backend_(ggml_backend_dev_init(device, nullptr)) {
-        ggml_backend_reg_t registry = ggml_backend_dev_backend_reg(device);
-        if (const auto set = reinterpret_cast<ggml_backend_set_n_threads_t>(
-                ggml_backend_reg_get_proc_address(registry, "ggml_backend_set_n_threads"))) {
-            set(backend_.get(), 1);
-        }
-        std::mt19937 random(1);
-        std::uniform_real_distribution<float> values(-0.1F, 0.1F);
-        ggml_backend_buffer_type_t buft = ggml_backend_dev_buffer_type(device);
-        weights_context_.reset(ggml_init({ggml_tensor_overhead() * 64, nullptr, true}));
-        state_context_.reset(ggml_init({ggml_tensor_overhead() * 64, nullptr, true}));
-        for (int i = 0; i < kLayers; ++i) {
-            weights_.push_back(ggml_new_tensor_2d(weights_context_.get(), GGML_TYPE_Q8_0, kWidth, kWidth));
-            ggml_format_name(weights_.back(), "blk.%d.ffn.weight", i);
-            caches_.push_back(ggml_new_tensor_2d(state_context_.get(), GGML_TYPE_F16, kWidth, kRows));
-            ggml_format_name(caches_.back(), "cache_l%d", i);
-            states_.push_back(ggml_new_tensor_1d(state_context_.get(), GGML_TYPE_F32, kWidth));
-            ggml_format_name(states_.back(), "state_l%d", i);
-        }
-        weights_buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(weights_context_.get(), buft));
-        ggml_backend_buffer_set_usage(weights_buffer_.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-        state_buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(state_context_.get(), buft));
-        ggml_backend_buffer_clear(state_buffer_.get(), 0);
-        for (ggml_tensor * weight : weights_) {
-            std::vector<float> numbers(kWidth * kWidth);
-            for (float & number : numbers) number = values(random);
-            std::vector<uint8_t> quantized(ggml_nbytes(weight));
-            ggml_quantize_chunk(weight->type, numbers.data(), quantized.data(), 0, kWidth, kWidth, nullptr);
-            ggml_backend_tensor_set(weight, quantized.data(), 0, quantized.size());
-        }
-        allocator_.reset(ggml_gallocr_new(buft));
-    }
-
-    // One step; empty when it failed.
-    std::vector<float> step(int number) {
-        ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 256 + ggml_graph_overhead(), nullptr, true}));
-        ggml_cgraph * graph = ggml_new_graph(context.get());
-        ggml_tensor * input = ggml_new_tensor_1d(context.get(), GGML_TYPE_F32, kWidth);
-        ggml_tensor * row = ggml_new_tensor_1d(context.get(), GGML_TYPE_I64, 1);
-        ggml_set_input(input);
-        ggml_set_input(row);
-        ggml_tensor * x = input;
-        for (size_t i = 0; i < kLayers; ++i) {
-            x = ggml_add(context.get(), x, ggml_mul_mat(context.get(), weights_[i], x));
-            x = ggml_rms_norm(context.get(), x, 1e-5F);
-            ggml_build_forward_expand(graph, ggml_set_rows(context.get(), caches_[i], x, row));
-            ggml_tensor * all = ggml_cont(
-                context.get(), ggml_transpose(context.get(), ggml_cast(context.get(), caches_[i], GGML_TYPE_F32)));
-            ggml_tensor * sums = ggml_reshape_1d(context.get(), ggml_sum_rows(context.get(), all), kWidth);
-            ggml_tensor * next = ggml_scale(context.get(), ggml_add(context.get(), states_[i], sums), 0.5F);
-            x = ggml_add(context.get(), x, next);
-            ggml_build_forward_expand(graph, ggml_cpy(context.get(), next, states_[i]));
-        }
-        ggml_set_output(x);
-        ggml_build_forward_expand(graph, x);
-        if (!ggml_gallocr_alloc_graph(allocator_.get(), graph)) return {};
-        std::vector<float> numbers(kWidth);
-        for (int64_t i = 0; i < kWidth; ++i)
-            numbers[static_cast<size_t>(i)] = std::sin(static_cast<float>(number * 7 + i));
-        const int64_t where = number % kRows;
-        ggml_backend_tensor_set(input, numbers.data(), 0, ggml_nbytes(input));
-        ggml_backend_tensor_set(row, &where, 0, sizeof(where));
-        if (ggml_backend_graph_compute_async(backend_.get(), graph) != GGML_STATUS_SUCCESS) return {};
-        ggml_backend_tensor_get_async(backend_.get(), x, numbers.data(), 0, ggml_nbytes(x));
-        ggml_backend_synchronize(backend_.get());
-        return numbers;
-    }
-
-    const ggml_tensor * state(size_t layer) const { return states_[layer]; }
-    ggml_tensor * cache(size_t layer) { return caches_[layer]; }
-
-private:
-    ggml_backend_ptr backend_;
-    ggml_context_ptr weights_context_, state_context_;
-    ggml_backend_buffer_ptr weights_buffer_, state_buffer_;
-    ggml_gallocr_ptr allocator_;
-    std::vector<ggml_tensor *> weights_, caches_, states_;
-};
-
+using Model = RecurrentModel;
+constexpr int kLayers = Model::kLayers;
 using Results = std::vector<std::vector<float>>;
 
 Results run(Model & model, int from, int to) {
@@ -137,11 +51,7 @@ Results run(Model & model, int from, int to) {
 }
 
 const Results & expected() {
-    static const Results results = [] {
-        Model model(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
-        return run(model, 0, 40);
-    }();
-    return results;
+    return expected_steps();
 }
 
 void expect_steps(Model & model, int from, int to) {
@@ -318,18 +228,18 @@ TEST_F(LaneTest, what_is_done_outside_of_graphs_is_done_again_too) {
     const auto disturb = [](Model & which) {
         which.step(0);
         ggml_backend_tensor_copy(which.cache(4), which.cache(1)); // from one executor's layer to the other's
-        const std::vector<uint8_t> bytes(kWidth, 0x21);
+        const std::vector<uint8_t> bytes(Model::kWidth, 0x21);
         ggml_backend_tensor_set(which.cache(5), bytes.data(), 8, bytes.size());
-        ggml_backend_tensor_memset(which.cache(0), 0, 0, kWidth);
+        ggml_backend_tensor_memset(which.cache(0), 0, 0, Model::kWidth);
     };
     disturb(local);
     disturb(model);
     EXPECT_EQ(model.step(1), local.step(1));
     machines_[1]->die();
     EXPECT_EQ(model.step(2), local.step(2));
-    std::vector<float> state(kWidth), local_state(kWidth);
-    ggml_backend_tensor_get(model.state(3), state.data(), 0, kWidth * sizeof(float));
-    ggml_backend_tensor_get(local.state(3), local_state.data(), 0, kWidth * sizeof(float));
+    std::vector<float> state(Model::kWidth), local_state(Model::kWidth);
+    ggml_backend_tensor_get(model.state(3), state.data(), 0, Model::kWidth * sizeof(float));
+    ggml_backend_tensor_get(local.state(3), local_state.data(), 0, Model::kWidth * sizeof(float));
     EXPECT_EQ(state, local_state);
     lane.close();
 }

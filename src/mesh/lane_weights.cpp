@@ -10,7 +10,7 @@ namespace strata::mesh {
 
 void Lane::set_weight(const ggml_tensor & tensor, const void * data) {
     const std::lock_guard lock(mutex_);
-    if (!status_locked().ok()) return;
+    if (!failed_.ok()) return;
     const uint64_t address = address_of(tensor);
     const std::span<const uint8_t> bytes(static_cast<const uint8_t *>(data), ggml_nbytes(&tensor));
     make_plain({address, bytes.size()});
@@ -153,7 +153,7 @@ absl::StatusOr<Delivering> Lane::deliver(std::vector<Delivery> & deliveries) {
             STRATA_RETURN_IF_ERROR(link.status());
             const auto answer = link.answer(delivery.blob);
             if (answer.has_value() && answer->state == wire::BlobState::kMissing) {
-                return absl::NotFoundError(fmt::format("executor {}: {}", link.address(), printable(answer->reason)));
+                return absl::NotFoundError(fmt::format("executor {}: {}", link.address(), printable(answer->reason, 1000)));
             }
             delivery.done = answer.has_value() && answer->state == wire::BlobState::kHave;
             news = news || delivery.done;
