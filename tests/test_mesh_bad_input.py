@@ -57,7 +57,7 @@ def graph(*tensors: bytes, count=None) -> bytes:
 
 
 def offer(digest=bytes(32), size=1 << 40, from_driver=False, parts=(), sources=()) -> bytes:
-    return struct.pack("<B32sQBI", OFFER, digest, size, int(from_driver), len(parts)) + \
+    return struct.pack("<BI32sQBI", OFFER, 1, digest, size, int(from_driver), len(parts)) + \
         b"".join(struct.pack("<QQ32s", *part) for part in parts) + struct.pack("<H", len(sources)) + \
         b"".join(text(source) for source in sources)
 
@@ -112,7 +112,7 @@ AFTER_HELLO = {
     "a blob of no bytes": (commands(offer(size=0)), "malformed command 1"),
     "a blob with a part beyond its end": (commands(offer(size=64, parts=[(32, 33, bytes(32))])), "malformed command 1"),
     "a blob with parts that overlap": (commands(offer(size=64, parts=[(0, 9, bytes(32)), (8, 8, bytes(32))])), "malformed command 1"),
-    "a blob with a million parts": (commands(struct.pack("<B32sQBI", OFFER, bytes(32), 1 << 30, 0, 1_000_000)), "malformed command 1"),
+    "a blob with a million parts": (commands(struct.pack("<BI32sQBI", OFFER, 1, bytes(32), 1 << 30, 0, 1_000_000)), "malformed command 1"),
     "no weight to unbind": (commands(struct.pack("<BQB", UNBIND, BASE, 0)), "no weight is bound"),
     "a piece beyond a blob's end": (frame(BLOB, bytes(32) + struct.pack("<QQ", 2, 4) + b"abcd"), "malformed piece"),
     "a push to a peer without a name": (commands(new_buffer(4096), struct.pack("<BHQIQQ", PUSH_TO, 3, 1, 1, BASE, 8)), "peer 3"),

@@ -91,10 +91,10 @@ private:
     std::shared_ptr<Session> session_;
 };
 
-// Our connection to another executor.
-class Executor::PeerLink : public wire::ChannelHandler {
+// Our connection to another executor that may have blobs.
+class Executor::BlobLink : public wire::ChannelHandler {
 public:
-    PeerLink(std::weak_ptr<Executor> executor, std::string address)
+    BlobLink(std::weak_ptr<Executor> executor, std::string address)
         : executor_(std::move(executor))
         , address_(std::move(address)) {}
 
@@ -110,7 +110,7 @@ public:
         return absl::OkStatus();
     }
     void on_closed(const absl::Status & reason) override {
-        if (const auto executor = executor_.lock()) executor->forget_peer(address_, this, reason);
+        if (const auto executor = executor_.lock()) executor->forget_blob_link(address_, this, reason);
     }
 
 private:
@@ -187,18 +187,9 @@ std::vector<uint8_t> Executor::welcome() const {
 
 // -------------------- peers
 
-absl::StatusOr<std::shared_ptr<wire::Channel>> Executor::peer(const std::string & address) {
-    const std::lock_guard lock(mutex_);
-    auto & [link, channel] = peers_[address];
-    if (channel != nullptr) return channel;
-    auto made = std::make_shared<PeerLink>(weak_from_this(), address);
-    auto connected = network_.connect(address, made);
-    if (!connected.ok()) {
-        peers_.erase(address);
-        return connected.status();
-    }
-    link = made.get();
-    channel = *connected;
+absl::StatusOr<std::shared_ptr<wire::Channel>> Executor::connect_peer(const std::string & address,
+                                                                      std::shared_ptr<wire::ChannelHandler> handler) {
+    STRATA_ASSIGN_OR_RETURN(auto channel, network_.connect(address, std::move(handler)));
     wire::Hello hello;
     hello.build = options_.build;
     hello.role = wire::Role::kPeer;
@@ -209,18 +200,33 @@ absl::StatusOr<std::shared_ptr<wire::Channel>> Executor::peer(const std::string 
     return channel;
 }
 
-void Executor::forget_peer(const std::string & address, const PeerLink * link, const absl::Status & reason) {
+absl::StatusOr<std::shared_ptr<wire::Channel>> Executor::blob_link(const std::string & address) {
+    const std::lock_guard lock(mutex_);
+    auto & [link, channel] = blob_links_[address];
+    if (channel != nullptr) return channel;
+    auto made = std::make_shared<BlobLink>(weak_from_this(), address);
+    auto connected = connect_peer(address, made);
+    if (!connected.ok()) {
+        blob_links_.erase(address);
+        return connected.status();
+    }
+    link = made.get();
+    channel = *connected;
+    return channel;
+}
+
+void Executor::forget_blob_link(const std::string & address, const BlobLink * link, const absl::Status & reason) {
     log(fmt::format("peer {}: {}", address, std::string(reason.message())));
     {
         const std::lock_guard lock(mutex_);
-        const auto found = peers_.find(address);
-        if (found != peers_.end() && found->second.first == link) peers_.erase(found);
+        const auto found = blob_links_.find(address);
+        if (found != blob_links_.end() && found->second.first == link) blob_links_.erase(found);
     }
     transfers_.peer_lost(address, reason);
 }
 
 absl::Status Executor::ask_peer(const std::string & address, const Digest & digest, uint64_t offset) {
-    STRATA_ASSIGN_OR_RETURN(const auto channel, peer(address));
+    STRATA_ASSIGN_OR_RETURN(const auto channel, blob_link(address));
     wire::FrameHeader header;
     header.type = wire::FrameType::kBlobRequest;
     channel->send(header, wire::encode(wire::BlobHead{digest, offset, 0}));

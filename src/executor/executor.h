@@ -35,8 +35,9 @@ public:
     // For sessions.
     Transfers & transfers() { return transfers_; }
     Runtime & runtime() { return *options_.runtime; }
-    // The connection to another executor, made when there is none.
-    absl::StatusOr<std::shared_ptr<wire::Channel>> peer(const std::string & address);
+    // A connection to another executor.
+    absl::StatusOr<std::shared_ptr<wire::Channel>> connect_peer(const std::string & address,
+                                                                std::shared_ptr<wire::ChannelHandler> handler);
     void log(const std::string & line) const { options_.log(line); }
 
     struct Status {
@@ -48,13 +49,14 @@ public:
 
 private:
     class Connection;
-    class PeerLink;
+    class BlobLink;
 
     absl::StatusOr<std::shared_ptr<Session>> open_session(const wire::Hello & hello,
                                                           const std::shared_ptr<wire::Channel> & channel);
     void close_session(const std::shared_ptr<Session> & session);
     std::shared_ptr<Session> session(const wire::Token & token) const;
-    void forget_peer(const std::string & address, const PeerLink * link, const absl::Status & reason);
+    void forget_blob_link(const std::string & address, const BlobLink * link, const absl::Status & reason);
+    absl::StatusOr<std::shared_ptr<wire::Channel>> blob_link(const std::string & address);
     absl::Status ask_peer(const std::string & address, const Digest & digest, uint64_t offset);
     std::vector<uint8_t> welcome() const;
 
@@ -66,7 +68,8 @@ private:
 
     mutable std::mutex mutex_;
     std::map<wire::Token, std::shared_ptr<Session>> sessions_;
-    std::map<std::string, std::pair<const PeerLink *, std::shared_ptr<wire::Channel>>> peers_;
+    // Connections for blobs, by address.
+    std::map<std::string, std::pair<const BlobLink *, std::shared_ptr<wire::Channel>>> blob_links_;
     Transfers transfers_; // its thread ends first
 };
 

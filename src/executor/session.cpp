@@ -72,12 +72,17 @@ absl::Status Session::on_push(uint64_t tag, const wire::Frame & frame, std::span
 }
 
 void Session::end() {
+    std::vector<std::weak_ptr<wire::Channel>> channels;
     {
         const std::lock_guard lock(mutex_);
         ended_ = true;
+        channels.swap(peer_channels_);
         inbox_.clear();
         arrived_.clear();
         arrived_blobs_.clear();
+    }
+    for (const auto & channel : channels) {
+        if (const auto open = channel.lock()) open->close(absl::OkStatus());
     }
     room_.notify_all();
     device_.remove(this);
@@ -100,20 +105,20 @@ absl::Status Session::receive_blob(const wire::Frame & frame) {
     return absl::OkStatus();
 }
 
-void Session::ask_driver(const Digest & digest) {
-    answer({digest, wire::BlobState::kNeed, ""});
+void Session::ask_driver(const wire::OfferBlob & offer) {
+    answer({offer.number, offer.digest, wire::BlobState::kNeed, ""});
 }
 
-void Session::arrived(const Digest & digest, const absl::StatusOr<std::shared_ptr<Blob>> & blob) {
+void Session::arrived(const wire::OfferBlob & offer, const absl::StatusOr<std::shared_ptr<Blob>> & blob) {
     if (!blob.ok()) {
-        return answer({digest, wire::BlobState::kMissing, std::string(blob.status().message())});
+        return answer({offer.number, offer.digest, wire::BlobState::kMissing, std::string(blob.status().message())});
     }
     {
         const std::lock_guard lock(mutex_);
         if (ended_) return;
-        arrived_blobs_[digest] = *blob;
+        arrived_blobs_[offer.digest] = *blob;
     }
-    answer({digest, wire::BlobState::kHave, ""});
+    answer({offer.number, offer.digest, wire::BlobState::kHave, ""});
     device_.ready(this);
 }
 
@@ -195,11 +200,65 @@ void Session::send(wire::FrameType type, std::span<const std::span<const uint8_t
     channel_->send(header, body);
 }
 
-void Session::answer(const wire::BlobAnswer & answer) {
+// What does not belong to the order of the commands.
+void Session::tell(wire::FrameType type, std::span<const uint8_t> body) {
     wire::FrameHeader header;
-    header.type = wire::FrameType::kBlobState;
+    header.type = type;
     header.sequence = done_sequence_.load();
-    channel_->send(header, wire::encode(answer));
+    channel_->send(header, body);
+}
+
+void Session::answer(const wire::BlobAnswer & answer) {
+    tell(wire::FrameType::kBlobState, wire::encode(answer));
+}
+
+// -------------------- peers
+
+// The lane's own connection to a session of it elsewhere: when it ends, this lane and no other has lost something.
+class Session::PeerLink : public wire::ChannelHandler {
+public:
+    PeerLink(std::weak_ptr<Session> session, const wire::Token & token)
+        : session_(std::move(session))
+        , token_(token) {}
+
+    size_t max_body_bytes() const override { return wire::kMaxHelloBytes; }
+    absl::Status on_frame(const wire::Frame & frame) override {
+        if (frame.header.type == wire::FrameType::kWelcome) return absl::OkStatus();
+        return absl::InvalidArgumentError("a peer that is pushed to has nothing to say");
+    }
+    void on_closed(const absl::Status & reason) override {
+        if (const auto session = session_.lock()) session->peer_lost(token_, reason);
+    }
+
+private:
+    const std::weak_ptr<Session> session_;
+    const wire::Token token_;
+};
+
+absl::StatusOr<std::shared_ptr<wire::Channel>> Session::channel_to(Peer & peer) {
+    {
+        const std::lock_guard lock(mutex_);
+        if (std::erase(lost_peers_, peer.token) > 0) peer.channel.reset();
+        if (ended_) return absl::CancelledError("ended");
+    }
+    if (peer.channel != nullptr) return peer.channel;
+    auto link = std::make_shared<PeerLink>(weak_from_this(), peer.token);
+    STRATA_ASSIGN_OR_RETURN(peer.channel, executor_.connect_peer(peer.address, std::move(link)));
+    const std::lock_guard lock(mutex_);
+    std::erase_if(peer_channels_, [](const auto & channel) { return channel.expired(); });
+    peer_channels_.push_back(peer.channel);
+    if (ended_) peer.channel->close(absl::OkStatus());
+    return peer.channel;
+}
+
+void Session::peer_lost(const wire::Token & token, const absl::Status & reason) {
+    {
+        const std::lock_guard lock(mutex_);
+        if (ended_) return;
+        lost_peers_.push_back(token);
+    }
+    executor_.log(fmt::format("{} ({}): {}", channel_->peer(), printable(name_), std::string(reason.message())));
+    tell(wire::FrameType::kPeerLost, wire::encode(wire::PeerLost{token, std::string(reason.message())}));
 }
 
 // -------------------- commands
@@ -369,7 +428,7 @@ absl::StatusOr<bool> Session::execute(const wire::Push & command) {
     for (const auto piece : pieces) pushed_bytes_ += piece.size();
     wire::FrameHeader header;
     header.type = wire::FrameType::kPush;
-    STRATA_ASSIGN_OR_RETURN(const auto channel, executor_.peer(peer->second.address));
+    STRATA_ASSIGN_OR_RETURN(const auto channel, channel_to(peer->second));
     channel->send(header, pieces);
     return true;
 }
@@ -405,7 +464,7 @@ absl::StatusOr<bool> Session::execute(const wire::Read & command) {
 
 absl::StatusOr<bool> Session::execute(const wire::SetPeer & command) {
     if (peers_.size() >= kMaxPeers) return absl::ResourceExhaustedError("too many peers");
-    peers_[command.index] = {command.address, command.token};
+    peers_[command.index] = {command.address, command.token, nullptr};
     return true;
 }
 

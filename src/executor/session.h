@@ -33,8 +33,8 @@ public:
 
     Outcome work() override;
 
-    void ask_driver(const Digest & digest) override;
-    void arrived(const Digest & digest, const absl::StatusOr<std::shared_ptr<Blob>> & blob) override;
+    void ask_driver(const wire::OfferBlob & offer) override;
+    void arrived(const wire::OfferBlob & offer, const absl::StatusOr<std::shared_ptr<Blob>> & blob) override;
 
     struct Status {
         std::string name;
@@ -50,6 +50,7 @@ public:
     const wire::Token & token() const { return token_; }
 
 private:
+    class PeerLink;
     struct Pending {
         wire::Frame frame; // the commands point into it
         std::vector<wire::Command> commands;
@@ -63,6 +64,12 @@ private:
         std::vector<uint8_t> encoded;
         std::unique_ptr<PartGraph> part; // nullptr until it is first run, and after weights changed
     };
+    struct Peer {
+        std::string address;
+        wire::Token token;
+        std::shared_ptr<wire::Channel> channel; // from the first push on
+    };
+
     // False: it can't go on yet.
     absl::StatusOr<bool> run(const wire::Command & command);
     absl::StatusOr<bool> execute(const wire::NewBuffer & command);
@@ -87,6 +94,9 @@ private:
     absl::Status receive_blob(const wire::Frame & frame);
     absl::Status skip(const wire::Frame & frame);
     void answer(const wire::BlobAnswer & answer);
+    void tell(wire::FrameType type, std::span<const uint8_t> body);
+    absl::StatusOr<std::shared_ptr<wire::Channel>> channel_to(Peer & peer);
+    void peer_lost(const wire::Token & token, const absl::Status & reason);
     void attach(BoundWeight & bound);
     void send(wire::FrameType type, std::span<const std::span<const uint8_t>> body);
     void fail(const absl::Status & status);
@@ -108,6 +118,8 @@ private:
     uint64_t skip_below_ = 0; // pushes with smaller tags will not come
     bool ended_ = false;
     absl::flat_hash_map<Digest, std::shared_ptr<Blob>> arrived_blobs_; // since the last graph was put together
+    std::vector<std::weak_ptr<wire::Channel>> peer_channels_;
+    std::vector<wire::Token> lost_peers_; // a channel anew at the next push
     uint64_t generation_ = 0, epoch_ = 0;
     uint64_t next_sequence_ = 1;
 
@@ -117,10 +129,6 @@ private:
     BoundWeights weights_;
     std::map<wire::GraphHash, StoredGraph> graphs_;
     size_t graph_bytes_ = 0;
-    struct Peer {
-        std::string address;
-        wire::Token token;
-    };
     std::map<uint16_t, Peer> peers_;
     uint32_t frames_since_progress_ = 0;
     uint64_t graphs_told_ = 0;

@@ -66,7 +66,7 @@ void Transfers::find(const Digest & digest, std::function<void(std::shared_ptr<B
 
 void Transfers::want(const wire::OfferBlob & offer, const std::shared_ptr<Waiter> & waiter) {
     if (const auto blob = cache_.find(offer.digest); blob != nullptr && blob->bytes().size() == offer.bytes) {
-        return waiter->arrived(offer.digest, blob);
+        return waiter->arrived(offer, blob);
     }
     const Key key{offer.digest, offer.bytes};
     Actions actions;
@@ -129,7 +129,7 @@ void Transfers::next_source(const Key & key, const absl::Status & failed, Action
         if (waiter == nullptr || !claim.offer.from_driver || std::exchange(claim.driver_asked, true)) continue;
         transfer.offer = claim.offer;
         transfer.driver = claim.id;
-        actions.emplace_back([waiter, digest = key.first] { waiter->ask_driver(digest); });
+        actions.emplace_back([waiter, offer = claim.offer] { waiter->ask_driver(offer); });
         return;
     }
     for (Claim & claim : transfer.claims) {
@@ -150,7 +150,7 @@ void Transfers::next_source(const Key & key, const absl::Status & failed, Action
                                                                std::string(transfer.failed.message())));
     for (const Claim & claim : transfer.claims) {
         if (const auto waiter = claim.waiter.lock())
-            actions.emplace_back([waiter, digest = key.first, status] { waiter->arrived(digest, status); });
+            actions.emplace_back([waiter, offer = claim.offer, status] { waiter->arrived(offer, status); });
     }
     transfers_.erase(found);
 }
@@ -285,17 +285,17 @@ void Transfers::finish(const Key & key, uint64_t attempt, BlobReceiver & receive
 }
 
 void Transfers::deliver(const Key & key, const std::shared_ptr<Blob> & blob) {
-    std::vector<std::shared_ptr<Waiter>> waiters;
+    std::vector<std::pair<std::shared_ptr<Waiter>, wire::OfferBlob>> waiters;
     {
         const std::lock_guard lock(mutex_);
         const auto found = transfers_.find(key);
         if (found == transfers_.end()) return;
         for (const Claim & claim : found->second.claims) {
-            if (auto waiter = claim.waiter.lock()) waiters.push_back(std::move(waiter));
+            if (auto waiter = claim.waiter.lock()) waiters.emplace_back(std::move(waiter), claim.offer);
         }
         transfers_.erase(found);
     }
-    for (const auto & waiter : waiters) waiter->arrived(key.first, blob);
+    for (const auto & [waiter, offer] : waiters) waiter->arrived(offer, blob);
 }
 
 } // namespace strata::executor

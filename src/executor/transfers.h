@@ -23,9 +23,9 @@ public:
     public:
         virtual ~Waiter() = default;
         // Its driver is to send the blob.
-        virtual void ask_driver(const Digest & digest) = 0;
-        // The blob, or why nobody gave it.
-        virtual void arrived(const Digest & digest, const absl::StatusOr<std::shared_ptr<Blob>> & blob) = 0;
+        virtual void ask_driver(const wire::OfferBlob & offer) = 0;
+        // The blob, or why nobody gave it. offer: the waiter's last one of the blob.
+        virtual void arrived(const wire::OfferBlob & offer, const absl::StatusOr<std::shared_ptr<Blob>> & blob) = 0;
     };
     // Asks another executor for the piece of a blob that begins at an offset.
     using AskPeer = std::function<absl::Status(const std::string & address, const Digest & digest, uint64_t offset)>;

@@ -19,7 +19,7 @@ const std::vector<uint8_t> kBytes = [] {
 const Digest kDigest = Digest::of(std::as_bytes(std::span(kBytes)));
 
 wire::OfferBlob offer(bool from_driver, std::vector<std::string> sources = {}) {
-    return {kDigest, kBytes.size(), from_driver, false, {}, std::move(sources)};
+    return {1, kDigest, kBytes.size(), from_driver, false, {}, std::move(sources)};
 }
 
 // A store with what is put into it.
@@ -48,9 +48,9 @@ private:
 // A session: what it is asked and told, in order.
 class Session : public Transfers::Waiter {
 public:
-    void ask_driver(const Digest &) override { add("ask"); }
-    void arrived(const Digest & digest, const absl::StatusOr<std::shared_ptr<Blob>> & blob) override {
-        EXPECT_EQ(digest, kDigest);
+    void ask_driver(const wire::OfferBlob &) override { add("ask"); }
+    void arrived(const wire::OfferBlob & offer, const absl::StatusOr<std::shared_ptr<Blob>> & blob) override {
+        EXPECT_EQ(offer.digest, kDigest);
         if (blob.ok()) {
             EXPECT_THAT((*blob)->bytes(), testing::ElementsAreArray(kBytes));
             add("here");

@@ -92,8 +92,9 @@ absl::StatusOr<size_t> Lane::adopt(const std::shared_ptr<Link> & link) {
     for (const auto & [begin, buffer] : buffers_) link->add(wire::NewBuffer{buffer.id, buffer.range});
     const auto number = static_cast<uint16_t>(links_.size());
     for (uint16_t other = 0; other < number; ++other) {
-        links_[other]->add(wire::SetPeer{number, link->address(), link->token()});
-        link->add(wire::SetPeer{other, links_[other]->address(), links_[other]->token()});
+        if ((lost_ & holder(other)) != 0) continue;
+        links_[other]->set_peer(number, *link);
+        link->set_peer(other, *links_[other]);
     }
     links_.push_back(link);
     named_graphs_.emplace_back();
@@ -114,7 +115,7 @@ absl::Status Lane::status() const {
 absl::Status Lane::status_locked() const {
     if (!failed_.ok()) return failed_;
     for (size_t i = 0; i < links_.size(); ++i) {
-        if ((lost_ & holder(i)) == 0) STRATA_RETURN_IF_ERROR(links_[i]->status());
+        if ((lost_ & holder(i)) == 0) STRATA_RETURN_IF_ERROR(links_[i]->health());
     }
     return absl::OkStatus();
 }
@@ -280,7 +281,7 @@ void Lane::put_copy(uint64_t to, Segment from) {
 void Lane::read(Segment range, void * to) {
     const std::lock_guard lock(mutex_);
     pending_.push_back({range, to, journal_.entries().size()});
-    if (failed_.ok()) start_read(range, to);
+    if (failed_.ok() && !broken_) start_read(range, to);
 }
 
 void Lane::start_read(Segment range, void * to) {
@@ -321,14 +322,14 @@ void Lane::start_read(Segment range, void * to) {
 absl::Status Lane::synchronize() {
     std::unique_lock lock(mutex_);
     while (true) {
-        bool lost = !failed_.ok();
+        bool lost = !failed_.ok() || broken_;
         if (!lost) {
             std::unique_lock signal_lock(signal_->mutex);
             signal_->runtime.wait(signal_lock, signal_->changed, [&] {
                 bool waits = false;
                 for (size_t i = 0; i < links_.size(); ++i) {
                     if ((lost_ & holder(i)) != 0) continue;
-                    lost = lost || !links_[i]->status_locked().ok();
+                    lost = lost || !links_[i]->health_locked().ok();
                     waits = waits || links_[i]->reads_pending();
                 }
                 return lost || !waits;

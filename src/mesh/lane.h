@@ -17,6 +17,7 @@
 #include <mutex>
 #include <optional>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -177,6 +178,7 @@ private:
     std::optional<std::vector<Segment>> rows_of(const RowWrite & write) const;
     absl::Status mend(std::unique_lock<std::mutex> & lock);
     absl::Status mend_once(std::unique_lock<std::mutex> & lock);
+    absl::Status note_losses();
     absl::Status replay();
     void bring(const std::vector<Segment> & ranges, size_t executor);
     absl::Status bring_weights(const std::vector<Wanted> & wanted, std::unique_lock<std::mutex> * lock = nullptr);
@@ -217,6 +219,9 @@ private:
     std::mt19937_64 random_;
     std::vector<Pending> pending_; // reads that synchronize() waits for
     Holders lost_ = 0;
+    absl::Status loss_;                          // the last one
+    bool broken_ = false;                        // something is lost: all is to be done again before anything else is
+    std::set<std::pair<size_t, size_t>> parted_; // executors that lost their way to each other before
     Journal journal_;
     KeptWeights kept_;
     std::vector<Segment> freed_; // buffers that the journal still writes to

@@ -36,9 +36,15 @@ void Lane::bind_by_size() {
     // A prompt's tokens go through every block, only its last one through the tail.
     if (const auto tail = sizes.find(kTail); tail != sizes.end()) tail->second /= kTailShare;
     for (auto & [layer, bytes] : sizes) bytes = options_.cuts > 0 ? 1 : bytes;
-    const size_t parts = options_.cuts > 0 ? options_.cuts + 1 : links_.size();
-    std::vector<double> shares = options_.split;
-    if (shares.empty() || options_.cuts > 0) shares.assign(parts, 1.0);
+    std::vector<size_t> turns; // of those that are left
+    std::vector<double> shares;
+    for (size_t i = 0; i < links_.size(); ++i) {
+        if ((lost_ & holder(i)) != 0) continue;
+        turns.push_back(i);
+        shares.push_back(i < options_.split.size() ? options_.split[i] : 1.0);
+    }
+    if (turns.empty()) turns = {0}; // it waits for move()
+    if (options_.cuts > 0 || shares.empty()) shares.assign(options_.cuts + 1, 1.0);
     double all_shares = 0, all_bytes = 0;
     for (const double share : shares) all_shares += share;
     for (const auto & [layer, bytes] : sizes) all_bytes += static_cast<double>(bytes);
@@ -46,10 +52,10 @@ void Lane::bind_by_size() {
     double done = 0, until = shares[0] / all_shares * all_bytes;
     for (const auto & [layer, bytes] : sizes) {
         // A layer belongs to the part in which its middle lies.
-        while (part + 1 < parts && done + static_cast<double>(bytes) / 2 > until) {
+        while (part + 1 < shares.size() && done + static_cast<double>(bytes) / 2 > until) {
             until += shares[++part] / all_shares * all_bytes;
         }
-        bindings_[layer] = part % links_.size();
+        bindings_[layer] = turns[part % turns.size()];
         done += static_cast<double>(bytes);
     }
     bindings_changed();
@@ -82,7 +88,7 @@ absl::Status Lane::move(int32_t first_layer, int32_t last_layer, const std::stri
         lock.lock();
         STRATA_ASSIGN_OR_RETURN(executor, adopt(link));
     }
-    if (!failed_.ok()) return failed_;
+    STRATA_RETURN_IF_ERROR(note_losses());
     const auto moves = [&](int32_t layer) {
         const int32_t number = layer == kTail ? tail_number() : layer;
         return layer != kNoLayer && number >= first_layer && number <= last_layer;
@@ -96,6 +102,7 @@ absl::Status Lane::move(int32_t first_layer, int32_t last_layer, const std::stri
         if (moves(weight.layer) && (weight.bound & holder(*executor)) == 0) wanted.push_back({at, *executor});
     }
     STRATA_RETURN_IF_ERROR(bring_weights(wanted, &lock));
+    STRATA_RETURN_IF_ERROR(links_[*executor]->status());
     for (auto & [layer, bound] : bindings_) {
         if (moves(layer)) bound = *executor;
     }

@@ -48,7 +48,7 @@ size_t Lane::any_executor() const {
 
 absl::Status Lane::compute(const ggml_cgraph & graph) {
     std::unique_lock lock(mutex_);
-    if (!status_locked().ok()) STRATA_RETURN_IF_ERROR(mend(lock));
+    STRATA_RETURN_IF_ERROR(mend(lock));
     STRATA_ASSIGN_OR_RETURN(Captured * const captured, this->captured(graph));
     if (bindings_.empty()) bind_by_size();
     if (captured->bindings != bindings_version_ || options_.scatter_seed.has_value()) {
@@ -63,12 +63,16 @@ absl::Status Lane::compute(const ggml_cgraph & graph) {
     journal_.add(Journal::Graph{captured->graph});
     absl::Status ran = run(captured->plan);
     if (ran.ok() || !failed_.ok()) return ran;
-    return status_locked().ok() ? fail(ran) : mend(lock);
+    return broken_ || !status_locked().ok() ? mend(lock) : fail(ran);
 }
 
 absl::Status Lane::run(const Plan & plan) {
     std::vector<Wanted> wanted;
     for (const Part & part : plan.parts) {
+        if ((lost_ & holder(part.executor)) != 0) {
+            broken_ = true;
+            return absl::UnavailableError("a layer is bound to an executor that is lost");
+        }
         for (const uint64_t weight : part.weights) {
             if ((weights_.at(weight).bound & holder(part.executor)) == 0) wanted.push_back({weight, part.executor});
         }

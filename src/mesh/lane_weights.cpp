@@ -32,7 +32,7 @@ void Lane::set_weight(const ggml_tensor & tensor, const void * data) {
             weight.offset = place->second.offset;
             auto [source, inserted] = blobs_.try_emplace(weight.blob);
             if (!inserted) return;
-            source->second.offer = {layer.digest, layer.bytes, true, true, layer.tensors, {}};
+            source->second.offer = {0, layer.digest, layer.bytes, true, true, layer.tensors, {}};
             source->second.open = [model = options_.model, number] { return model->open(number); };
             return;
         }
@@ -40,16 +40,18 @@ void Lane::set_weight(const ggml_tensor & tensor, const void * data) {
     // Whoever gives no digests gives bytes, now or never.
     weight.blob = Digest::of(std::as_bytes(bytes));
     Source & source = blobs_[weight.blob];
-    source.offer = {weight.blob, weight.bytes, true, false, {}, {}};
+    source.offer = {0, weight.blob, weight.bytes, true, false, {}, {}};
     source.open = [bytes] { return MappedBytes{bytes, nullptr}; };
-    const absl::Status sent = bring_weights({{address, executor_of(weight.layer)}});
+    const size_t executor = executor_of(weight.layer);
+    const absl::Status sent = bring_weights({{address, executor}});
     absl::Status kept;
     source.open = nullptr;
     if (options_.on_loss != LaneOptions::OnLoss::kFail) {
         kept = kept_.add(weight.blob, bytes);
         source.open = [this, digest = weight.blob] { return kept_.get(digest); };
     }
-    const bool mendable = source.open != nullptr && !status_locked().ok();
+    const bool lost = (lost_ & holder(executor)) != 0 || !status_locked().ok();
+    const bool mendable = source.open != nullptr && lost;
     if (!kept.ok() || (!sent.ok() && !mendable)) fail(kept.ok() ? sent : kept).IgnoreError();
 }
 
@@ -100,6 +102,10 @@ absl::Status Lane::bring_weights(const std::vector<Wanted> & wanted, std::unique
     while (true) {
         const uint64_t changes = signal_->seen();
         const auto progress = deliver(deliveries);
+        if (!progress.ok() && lock != nullptr && !status_locked().ok()) {
+            STRATA_RETURN_IF_ERROR(note_losses()); // the lane makes up for them with its next step
+            continue;
+        }
         if (!progress.ok()) {
             give_up(deliveries);
             return progress.status();
@@ -143,6 +149,8 @@ void Lane::give_up(const std::vector<Delivery> & deliveries) {
 // Looks at all answers once, and sends what there is room for.
 absl::StatusOr<Delivering> Lane::deliver(std::vector<Delivery> & deliveries) {
     auto progress = Delivering::kDone;
+    // What an executor waits for may be lost elsewhere.
+    STRATA_RETURN_IF_ERROR(status_locked());
     uint64_t done = 0, total = 0;
     bool news = false;
     Holders sending = 0; // one blob at a time to each
@@ -153,13 +161,15 @@ absl::StatusOr<Delivering> Lane::deliver(std::vector<Delivery> & deliveries) {
             STRATA_RETURN_IF_ERROR(link.status());
             const auto answer = link.answer(delivery.blob);
             if (answer.has_value() && answer->state == wire::BlobState::kMissing) {
-                return absl::NotFoundError(fmt::format("executor {}: {}", link.address(), printable(answer->reason, 1000)));
+                return absl::NotFoundError(
+                    fmt::format("executor {}: {}", link.address(), printable(answer->reason, 1000)));
             }
             delivery.done = answer.has_value() && answer->state == wire::BlobState::kHave;
             news = news || delivery.done;
             const bool needed = answer.has_value() && answer->state == wire::BlobState::kNeed;
             if (!delivery.done) progress = std::max(progress, Delivering::kWaits);
-            if (needed && (sending & holder(delivery.executor)) == 0 && delivery.sent < delivery.bytes) {
+            if (needed && !delivery.mapped.bytes.empty() && (sending & holder(delivery.executor)) == 0 &&
+                delivery.sent < delivery.bytes) {
                 sending |= holder(delivery.executor);
                 progress = std::max(progress, send_piece(delivery) ? Delivering::kSent : Delivering::kFull);
             }

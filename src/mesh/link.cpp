@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 namespace strata::mesh {
 
@@ -69,10 +70,10 @@ void Link::skip_pushes(uint64_t below_tag) {
 absl::Status Link::wait_for_credit() {
     std::unique_lock lock(signal_->mutex);
     signal_->runtime.wait(lock, signal_->changed, [&] {
-        return !closed_.ok() ||
+        return !health_locked().ok() ||
                (unfinished_graphs_ <= kMaxUnfinishedGraphs && unfinished_bytes_ <= kMaxUnfinishedBytes);
     });
-    return closed_;
+    return health_locked();
 }
 
 void Link::add_read(const std::vector<wire::Segment> & from, std::vector<std::span<uint8_t>> to) {
@@ -98,10 +99,41 @@ absl::Status Link::status() const {
     return closed_;
 }
 
-void Link::offer(const wire::OfferBlob & offer) {
+absl::Status Link::health() const {
+    const std::lock_guard lock(signal_->mutex);
+    return health_locked();
+}
+
+absl::Status Link::health_locked() const {
+    if (!closed_.ok() || lost_peers_.empty()) return closed_;
+    return absl::UnavailableError(
+        fmt::format("{} lost its way to another executor: {}", address_, printable(lost_peers_.front().reason, 300)));
+}
+
+void Link::set_peer(uint16_t index, const Link & peer) {
     {
         const std::lock_guard lock(signal_->mutex);
-        offers_[offer.digest].reset();
+        peers_.insert(peer.token());
+    }
+    add(wire::SetPeer{index, peer.address(), peer.token()});
+}
+
+void Link::forget_peer(const Link & peer) {
+    const std::lock_guard lock(signal_->mutex);
+    peers_.erase(peer.token());
+    std::erase_if(lost_peers_, [&](const wire::PeerLost & lost) { return lost.token == peer.token(); });
+}
+
+std::vector<wire::PeerLost> Link::take_lost_peers() {
+    const std::lock_guard lock(signal_->mutex);
+    return std::exchange(lost_peers_, {});
+}
+
+void Link::offer(wire::OfferBlob offer) {
+    offer.number = next_offer_++;
+    {
+        const std::lock_guard lock(signal_->mutex);
+        offers_[offer.digest] = {offer.number, std::nullopt};
     }
     add(offer);
 }
@@ -109,7 +141,7 @@ void Link::offer(const wire::OfferBlob & offer) {
 std::optional<wire::BlobAnswer> Link::answer(const Digest & blob) const {
     const std::lock_guard lock(signal_->mutex);
     const auto offer = offers_.find(blob);
-    return offer == offers_.end() ? std::nullopt : offer->second;
+    return offer == offers_.end() ? std::nullopt : offer->second.answer;
 }
 
 void Link::send_blob(const wire::BlobHead & head, std::span<const uint8_t> piece) {
@@ -162,7 +194,13 @@ absl::Status Link::on_frame(const wire::Frame & frame) {
         case wire::FrameType::kBlobState: {
             STRATA_ASSIGN_OR_RETURN(wire::BlobAnswer answer, wire::decode_blob_answer(frame.body()));
             const auto offer = offers_.find(answer.digest);
-            if (offer != offers_.end()) offer->second = std::move(answer);
+            if (offer != offers_.end() && offer->second.number == answer.offer)
+                offer->second.answer = std::move(answer);
+            break;
+        }
+        case wire::FrameType::kPeerLost: {
+            STRATA_ASSIGN_OR_RETURN(wire::PeerLost lost, wire::decode_peer_lost(frame.body()));
+            if (peers_.contains(lost.token)) lost_peers_.push_back(std::move(lost));
             break;
         }
         default:

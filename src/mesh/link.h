@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -61,13 +62,22 @@ public:
 
     // A read whose answer goes to `to`, piece by piece.
     void add_read(const std::vector<wire::Segment> & from, std::vector<std::span<uint8_t>> to);
-    bool reads_pending() const;  // signal's mutex held
-    void give_up_reads();        // what they were to fill is not touched any more
-    absl::Status status() const; // OK while the connection stands
-    absl::Status status_locked() const { return closed_; }
+    bool reads_pending() const; // signal's mutex held
+    void give_up_reads();       // what they were to fill is not touched any more
+    // OK while the connection stands.
+    absl::Status status() const;
+    // The same, and nothing that it pushed to peers is lost.
+    absl::Status health() const;
+    absl::Status health_locked() const; // signal's mutex held
+
+    // Tells it of a peer.
+    void set_peer(uint16_t index, const Link & peer);
+    void forget_peer(const Link & peer); // it is lost, and what was pushed there does not matter
+    // Peers that it lost its connection to since the last call.
+    std::vector<wire::PeerLost> take_lost_peers();
 
     // Offers a blob. What the executor answers to the last offer of it; nothing yet: it looks for the blob.
-    void offer(const wire::OfferBlob & offer);
+    void offer(wire::OfferBlob offer);
     std::optional<wire::BlobAnswer> answer(const Digest & blob) const;
     // A piece of a blob that the executor needs.
     void send_blob(const wire::BlobHead & head, std::span<const uint8_t> piece);
@@ -101,13 +111,20 @@ private:
     uint64_t graphs_in_body_ = 0;
     uint64_t sequence_ = 0;
     uint64_t next_read_ = 1;
+    uint32_t next_offer_ = 1;
 
     // Under the signal's mutex.
     bool welcomed_ = false;
     wire::Welcome welcome_;
     absl::Status closed_;
     std::map<uint64_t, PendingRead> reads_;
-    std::map<Digest, std::optional<wire::BlobAnswer>> offers_;
+    struct Offer {
+        uint32_t number = 0;
+        std::optional<wire::BlobAnswer> answer;
+    };
+    std::map<Digest, Offer> offers_;
+    std::set<wire::Token> peers_;
+    std::vector<wire::PeerLost> lost_peers_;
     struct Sent {
         uint64_t sequence;
         uint64_t bytes;

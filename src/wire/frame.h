@@ -22,8 +22,8 @@ enum class FrameType : uint8_t {
     kBlob = 9,     // a piece of a blob's bytes
     kBlobState = 10,
     kBlobRequest = 11, // executor to executor
-    kStatus = 12,
-    kSkip = 13, // driver to executor, ahead of all commands: pushes below a tag will not come
+    kPeerLost = 12,    // executor to driver: pushes to a peer may be lost
+    kSkip = 13,        // driver to executor, ahead of all commands: pushes below a tag will not come
 };
 
 // Begins every frame. `generation` is the deployment's, `epoch` the binding's: a receiver that knows newer ones refuses

@@ -204,6 +204,7 @@ bool get_body(Reader & r, SetPeer & c) {
 }
 
 void put_body(Writer & w, const OfferBlob & c) {
+    w.put(c.number);
     put(w, c.digest.bytes());
     w.put(c.bytes);
     w.put(static_cast<uint8_t>((c.from_driver ? kFromDriver : 0) | (c.keep ? kKeep : 0)));
@@ -217,6 +218,7 @@ void put_body(Writer & w, const OfferBlob & c) {
     for (const std::string & source : c.sources) w.text(source);
 }
 bool get_body(Reader & r, OfferBlob & c) {
+    c.number = r.get<uint32_t>();
     c.digest = get_digest(r);
     c.bytes = r.get<uint64_t>();
     const auto flags = r.get<uint8_t>();
@@ -355,9 +357,17 @@ std::vector<uint8_t> encode(const BlobHead & head) {
 
 std::vector<uint8_t> encode(const BlobAnswer & answer) {
     Writer writer;
+    writer.put(answer.offer);
     put(writer, answer.digest.bytes());
     writer.put(answer.state);
     writer.text(std::string_view(answer.reason).substr(0, kMaxTextBytes));
+    return writer.take();
+}
+
+std::vector<uint8_t> encode(const PeerLost & lost) {
+    Writer writer;
+    put(writer, lost.token);
+    writer.text(std::string_view(lost.reason).substr(0, kMaxTextBytes));
     return writer.take();
 }
 
@@ -429,12 +439,21 @@ absl::StatusOr<BlobHead> decode_blob_request(std::span<const uint8_t> body) {
 absl::StatusOr<BlobAnswer> decode_blob_answer(std::span<const uint8_t> body) {
     Reader reader(body);
     BlobAnswer answer;
+    answer.offer = reader.get<uint32_t>();
     answer.digest = get_digest(reader);
     answer.state = reader.get<BlobState>();
     const bool known = answer.state >= BlobState::kHave && answer.state <= BlobState::kMissing;
     if (!known || !get(reader, answer.reason) || !reader.ok() || !reader.done())
         return malformed("answer about a blob");
     return answer;
+}
+
+absl::StatusOr<PeerLost> decode_peer_lost(std::span<const uint8_t> body) {
+    Reader reader(body);
+    PeerLost lost;
+    get(reader, lost.token);
+    if (!get(reader, lost.reason) || !reader.ok() || !reader.done()) return malformed("loss of a peer");
+    return lost;
 }
 
 absl::StatusOr<Progress> decode_progress(std::span<const uint8_t> body) {

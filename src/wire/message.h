@@ -93,6 +93,7 @@ struct BlobPart {
 // A blob that weights lie in: a layer of a model, or the content of one tensor alone. An executor that lacks it asks
 // the driver for it, else one peer after the other.
 struct OfferBlob {
+    uint32_t number = 0; // the driver's, for the answers
     Digest digest;
     uint64_t bytes = 0;
     bool from_driver = false;         // the driver has it
@@ -177,6 +178,7 @@ enum class BlobState : uint8_t { kHave = 1, kNeed = 2, kMissing = 3 };
 // The answer to an offer: the executor has the blob, wants its bytes from the driver (and answers again when it has
 // them), or got it from nobody.
 struct BlobAnswer {
+    uint32_t offer = 0; // its number
     Digest digest;
     BlobState state = BlobState::kHave;
     std::string reason; // of kMissing
@@ -194,12 +196,19 @@ struct Skip {
     uint64_t below_tag = 0;
 };
 
+// The connection to a peer ended. What was pushed last may not have arrived.
+struct PeerLost {
+    Token token{}; // of the lane's session there
+    std::string reason;
+};
+
 std::vector<uint8_t> encode(const ResultHead & head);
 std::vector<uint8_t> encode(const PushHead & head);
 std::vector<uint8_t> encode(const BlobHead & head);
 std::vector<uint8_t> encode(const BlobAnswer & answer);
 std::vector<uint8_t> encode(const Progress & progress);
 std::vector<uint8_t> encode(const Skip & skip);
+std::vector<uint8_t> encode(const PeerLost & lost);
 absl::StatusOr<ResultHead> decode_result(std::span<const uint8_t> & body); // body: what follows is left
 absl::StatusOr<PushHead> decode_push(std::span<const uint8_t> & body);
 absl::StatusOr<BlobHead> decode_blob(std::span<const uint8_t> & body);
@@ -207,5 +216,6 @@ absl::StatusOr<BlobHead> decode_blob_request(std::span<const uint8_t> body); // 
 absl::StatusOr<BlobAnswer> decode_blob_answer(std::span<const uint8_t> body);
 absl::StatusOr<Progress> decode_progress(std::span<const uint8_t> body);
 absl::StatusOr<Skip> decode_skip(std::span<const uint8_t> body);
+absl::StatusOr<PeerLost> decode_peer_lost(std::span<const uint8_t> body);
 
 } // namespace strata::wire

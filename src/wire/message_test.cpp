@@ -28,7 +28,8 @@ std::vector<Command> all_commands() {
             Expect{44, {{4096, 8}, {5000, 1}}},
             Read{1, {{4096, 100}}},
             SetPeer{2, "127.0.0.1:7430", kToken},
-            OfferBlob{Digest::of("blob"),
+            OfferBlob{3,
+                      Digest::of("blob"),
                       1000,
                       true,
                       true,
@@ -95,12 +96,12 @@ TEST(Commands, HostileNumbersAreRefused) {
         Read{1, {{0, UINT64_MAX}, {4096, 4096}}}, // the sum wraps
         Expect{1, {{4096, 8}, {UINT64_MAX, 2}}},
         SetPeer{1, std::string(256, 'a'), kToken},
-        OfferBlob{Digest(), 0, true, false, {}, {}},
-        OfferBlob{Digest(), 10, true, false, {{4, 7, Digest()}}, {}}, // a part beyond the end
-        OfferBlob{Digest(), 10, true, false, {{11, UINT64_MAX, Digest()}}, {}},
-        OfferBlob{Digest(), 10, true, false, {{0, 0, Digest()}}, {}},
-        OfferBlob{Digest(), 10, true, false, {{0, 6, Digest()}, {5, 5, Digest()}}, {}}, // an overlap
-        OfferBlob{Digest(), 10, true, false, {}, std::vector<std::string>(257)},
+        OfferBlob{3, Digest(), 0, true, false, {}, {}},
+        OfferBlob{3, Digest(), 10, true, false, {{4, 7, Digest()}}, {}}, // a part beyond the end
+        OfferBlob{3, Digest(), 10, true, false, {{11, UINT64_MAX, Digest()}}, {}},
+        OfferBlob{3, Digest(), 10, true, false, {{0, 0, Digest()}}, {}},
+        OfferBlob{3, Digest(), 10, true, false, {{0, 6, Digest()}, {5, 5, Digest()}}, {}}, // an overlap
+        OfferBlob{3, Digest(), 10, true, false, {}, std::vector<std::string>(257)},
     };
     for (const Command & command : hostile) {
         EXPECT_FALSE(decode_commands(encoded({command})).ok()) << "kind " << command.index() + 1;
@@ -169,7 +170,7 @@ TEST(Messages, RoundTrip) {
                 [](Bytes b) { return again(Welcome::decode(b)); });
     check_whole(encode(Progress{1, 2, 3}), [](Bytes b) { return again(decode_progress(b)); });
     check_whole(encode(Skip{5}), [](Bytes b) { return again(decode_skip(b)); });
-    check_whole(encode(BlobAnswer{Digest::of("w"), BlobState::kMissing, "no"}),
+    check_whole(encode(BlobAnswer{5, Digest::of("w"), BlobState::kMissing, "no"}),
                 [](Bytes b) { return again(decode_blob_answer(b)); });
     check_whole(encode(BlobHead{Digest::of("w"), 8, 0}), [](Bytes b) { return again(decode_blob_request(b)); });
 }
@@ -183,9 +184,9 @@ TEST(Messages, HostileHellosAreRefused) {
     EXPECT_FALSE(Hello::decode(Hello{std::string(256, 'b'), Role::kDriver, kToken, 0, "n"}.encode()).ok());
     EXPECT_FALSE(Hello::decode(Hello{"b", Role::kDriver, kToken, 0, std::string(256, 'n')}.encode()).ok());
     EXPECT_FALSE(Welcome::decode(Welcome{"b", "n", std::vector<DeviceInfo>(65)}.encode()).ok());
-    auto answer = encode(BlobAnswer{Digest::of("w"), BlobState::kHave, ""});
+    auto answer = encode(BlobAnswer{5, Digest::of("w"), BlobState::kHave, ""});
     for (const uint8_t state : {0, 4}) {
-        answer[Digest::kBytes] = state;
+        answer[4 + Digest::kBytes] = state;
         EXPECT_FALSE(decode_blob_answer(answer).ok());
     }
 }
