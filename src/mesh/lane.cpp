@@ -124,6 +124,7 @@ absl::Status Lane::status_locked() const {
 absl::Status Lane::fail(const absl::Status & reason) {
     if (failed_.ok()) failed_ = reason;
     has_failed_ = true;
+    for (const auto & link : links_) link->give_up_reads(); // who asked may end with all that they fill
     return failed_;
 }
 
