@@ -94,6 +94,7 @@ absl::Status Session::skip(const wire::Frame & frame) {
         const std::lock_guard lock(mutex_);
         skip_below_ = std::max(skip_below_, skip.below_tag);
     }
+    tell(wire::FrameType::kSkip, wire::encode(skip));
     device_.ready(this);
     return absl::OkStatus();
 }

@@ -179,6 +179,9 @@ private:
     absl::Status mend(std::unique_lock<std::mutex> & lock);
     absl::Status mend_once(std::unique_lock<std::mutex> & lock);
     absl::Status note_losses();
+    void sound_out();
+    void forget(size_t executor, const absl::Status & reason);
+    void collect_partings(size_t executor);
     absl::Status replay();
     void bring(const std::vector<Segment> & ranges, size_t executor);
     absl::Status bring_weights(const std::vector<Wanted> & wanted, std::unique_lock<std::mutex> * lock = nullptr);
@@ -219,9 +222,10 @@ private:
     std::mt19937_64 random_;
     std::vector<Pending> pending_; // reads that synchronize() waits for
     Holders lost_ = 0;
-    absl::Status loss_;                          // the last one
-    bool broken_ = false;                        // something is lost: all is to be done again before anything else is
-    std::set<std::pair<size_t, size_t>> parted_; // executors that lost their way to each other before
+    absl::Status loss_;   // the last one
+    bool broken_ = false; // something is lost: all is to be done again before anything else is
+    std::vector<std::pair<size_t, size_t>> parting_; // executors that lost their way to each other now
+    std::set<std::pair<size_t, size_t>> parted_;     // or before, and went on
     Journal journal_;
     KeptWeights kept_;
     std::vector<Segment> freed_; // buffers that the journal still writes to

@@ -18,6 +18,7 @@ absl::Status Lane::mend(std::unique_lock<std::mutex> & lock) {
 
 absl::Status Lane::mend_once(std::unique_lock<std::mutex> & lock) {
     STRATA_RETURN_IF_ERROR(note_losses());
+    sound_out();
     const auto homeless = [&] {
         return std::ranges::any_of(bindings_,
                                    [&](const auto & binding) { return (lost_ & holder(binding.second)) != 0; });
@@ -46,19 +47,6 @@ absl::Status Lane::note_losses() {
     const absl::Status status = status_locked();
     if (!failed_.ok() || status.ok()) return failed_;
     loss_ = status;
-    for (size_t i = 0; i < links_.size(); ++i) {
-        if ((lost_ & holder(i)) != 0) continue;
-        bool gone = !links_[i]->status().ok();
-        for (const wire::PeerLost & lost : links_[i]->take_lost_peers()) {
-            const auto peer = std::ranges::find(links_, lost.token, [](const auto & link) { return link->token(); });
-            // Once is an accident. Two that can't talk to each other can't both be in a lane.
-            const bool known = peer == links_.end() || !(*peer)->status().ok();
-            gone = gone || (!known && !parted_.emplace(i, static_cast<size_t>(peer - links_.begin())).second);
-        }
-        if (!gone) continue;
-        links_[i]->close();
-        lost_ |= holder(i);
-    }
     if (options_.on_loss == LaneOptions::OnLoss::kFail) return fail(loss_);
     if (!journal_.complete()) {
         return fail(
@@ -68,16 +56,69 @@ absl::Status Lane::note_losses() {
     }
     broken_ = true;
     for (size_t i = 0; i < links_.size(); ++i) {
-        links_[i]->give_up_reads(); // replay() asks again
         if ((lost_ & holder(i)) != 0) continue;
-        for (size_t other = 0; other < links_.size(); ++other) {
-            if ((lost_ & holder(other)) != 0) links_[i]->forget_peer(*links_[other]);
-        }
-        links_[i]->skip_pushes(next_tag_);
+        links_[i]->give_up_reads(); // replay() asks again
+        collect_partings(i);
+        if (const absl::Status gone = links_[i]->status(); !gone.ok()) forget(i, gone);
     }
-    for (auto & [address, weight] : weights_) weight.bound &= ~lost_;
+    for (size_t i = 0; i < links_.size(); ++i) {
+        if ((lost_ & holder(i)) == 0) links_[i]->skip_pushes(next_tag_);
+    }
     bindings_changed();
     return absl::OkStatus();
+}
+
+void Lane::collect_partings(size_t executor) {
+    for (const wire::PeerLost & lost : links_[executor]->take_lost_peers()) {
+        const auto peer = std::ranges::find(links_, lost.token, [](const auto & link) { return link->token(); });
+        if (peer != links_.end()) parting_.emplace_back(executor, static_cast<size_t>(peer - links_.begin()));
+    }
+}
+
+void Lane::forget(size_t executor, const absl::Status & reason) {
+    loss_ = reason;
+    lost_ |= holder(executor);
+    links_[executor]->close();
+    for (const auto & link : links_) link->forget_peer(*links_[executor]);
+    for (auto & [address, weight] : weights_) weight.bound &= ~lost_;
+}
+
+// Waits until those that are left have answered: an executor may know of another one's end before we do, and what was
+// lost on the way between two is known then.
+void Lane::sound_out() {
+    const auto answers = [&](size_t i) { return (lost_ & holder(i)) != 0 || links_[i]->skipped_locked(next_tag_); };
+    const auto all_answer = [&] {
+        for (size_t i = 0; i < links_.size(); ++i) {
+            if (!answers(i)) return false;
+        }
+        return true;
+    };
+    std::vector<size_t> silent;
+    {
+        std::unique_lock lock(signal_->mutex);
+        signal_->runtime.wait_for(lock, signal_->changed, kAnswerTimeout, all_answer);
+        for (size_t i = 0; i < links_.size(); ++i) {
+            if (!answers(i)) silent.push_back(i);
+        }
+    }
+    for (const size_t i : silent)
+        forget(i, absl::DeadlineExceededError(fmt::format("{} does not answer", links_[i]->address())));
+    for (size_t i = 0; i < links_.size(); ++i) {
+        if ((lost_ & holder(i)) != 0) continue;
+        if (const absl::Status gone = links_[i]->status(); !gone.ok())
+            forget(i, gone);
+        else
+            collect_partings(i);
+    }
+    // Once is an accident. Two that can't talk to each other can't both stay.
+    const std::set<std::pair<size_t, size_t>> parting(parting_.begin(), parting_.end());
+    parting_.clear();
+    for (const auto & [executor, peer] : parting) {
+        if ((lost_ & (holder(executor) | holder(peer))) != 0 || parted_.emplace(executor, peer).second) continue;
+        forget(executor, absl::UnavailableError(
+                             fmt::format("{} can't reach {}", links_[executor]->address(), links_[peer]->address())));
+    }
+    bindings_changed();
 }
 
 // Does everything in the journal again, from zeros.

@@ -27,6 +27,8 @@ inline constexpr std::chrono::milliseconds kIdlePause{1000};
 inline constexpr uint64_t kMaxJournalBytes = uint64_t{512} << 20;
 
 inline constexpr std::chrono::milliseconds kOpenTimeout{10000};
+// Of an executor, after a loss.
+inline constexpr std::chrono::milliseconds kAnswerTimeout{10000};
 // How long lost layers wait to be bound elsewhere, where that is somebody else's to do.
 inline constexpr std::chrono::milliseconds kLossPatience{60000};
 

@@ -198,6 +198,11 @@ absl::Status Link::on_frame(const wire::Frame & frame) {
                 offer->second.answer = std::move(answer);
             break;
         }
+        case wire::FrameType::kSkip: {
+            STRATA_ASSIGN_OR_RETURN(const wire::Skip skip, wire::decode_skip(frame.body()));
+            skipped_ = std::max(skipped_, skip.below_tag);
+            break;
+        }
         case wire::FrameType::kPeerLost: {
             STRATA_ASSIGN_OR_RETURN(wire::PeerLost lost, wire::decode_peer_lost(frame.body()));
             if (peers_.contains(lost.token)) lost_peers_.push_back(std::move(lost));

@@ -55,8 +55,10 @@ public:
     // Commands gather until flush(), or until they are many.
     void add(const wire::Command & command);
     void flush();
-    // At once, before all that waits there.
+    // At once, before all that waits there. Answered.
     void skip_pushes(uint64_t below_tag);
+    // The answer is there, or never comes. signal's mutex held.
+    bool skipped_locked(uint64_t below_tag) const { return !closed_.ok() || skipped_ >= below_tag; }
     // Waits until the executor is not too far behind.
     absl::Status wait_for_credit();
 
@@ -125,6 +127,7 @@ private:
     std::map<Digest, Offer> offers_;
     std::set<wire::Token> peers_;
     std::vector<wire::PeerLost> lost_peers_;
+    uint64_t skipped_ = 0; // what it answered last
     struct Sent {
         uint64_t sequence;
         uint64_t bytes;

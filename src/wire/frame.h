@@ -23,7 +23,7 @@ enum class FrameType : uint8_t {
     kBlobState = 10,
     kBlobRequest = 11, // executor to executor
     kPeerLost = 12,    // executor to driver: pushes to a peer may be lost
-    kSkip = 13,        // driver to executor, ahead of all commands: pushes below a tag will not come
+    kSkip = 13,        // driver to executor, ahead of commands: pushes below a tag will not come; answered by the same
 };
 
 // Begins every frame. `generation` is the deployment's, `epoch` the binding's: a receiver that knows newer ones refuses
