@@ -61,9 +61,7 @@ public:
     void random_bytes(std::span<uint8_t> out) override {
         STRATA_CHECK(RAND_bytes(out.data(), static_cast<int>(out.size())) == 1);
     }
-    std::unique_ptr<Worker> start(Work work) override {
-        return std::make_unique<Thread>(std::move(work));
-    }
+    std::unique_ptr<Worker> start(Work work) override { return std::make_unique<Thread>(std::move(work)); }
     bool wait_for(std::unique_lock<std::mutex> & lock, std::condition_variable & changed,
                   std::chrono::nanoseconds timeout, absl::FunctionRef<bool()> done) override {
         return changed.wait_for(lock, timeout, done);

@@ -2,6 +2,7 @@
 
 #include "executor/limits.h"
 
+#include <absl/strings/str_cat.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -117,7 +118,10 @@ void Transfers::next_source(const Key & key, const absl::Status & failed, Action
     if (found == transfers_.end()) return;
     Transfer & transfer = found->second;
     // That somebody does not have it is not what to tell when there was something else.
-    if (!failed.ok() && (transfer.failed.ok() || !absl::IsNotFound(failed))) transfer.failed = failed;
+    if (transfer.failed.ok() || (absl::IsNotFound(transfer.failed) && !failed.ok()))
+        transfer.failed = failed;
+    else if (!failed.ok() && !absl::IsNotFound(failed))
+        transfer.failed = absl::Status(failed.code(), absl::StrCat(transfer.failed.message(), "; ", failed.message()));
     ++transfer.attempt;
     transfer.receiver.reset();
     transfer.begun = false;

@@ -65,7 +65,7 @@ private:
         std::chrono::steady_clock::time_point asked; // the source
         bool begun = false;                          // its first piece came
         std::unique_ptr<BlobReceiver> receiver;      // nullptr before that, while bytes are taken, and after the last
-        absl::Status failed;                         // why a source did not give it
+        absl::Status failed;                         // why the sources did not give it
     };
     using Actions = std::vector<std::function<void()>>; // to be run when mutex_ is free
 

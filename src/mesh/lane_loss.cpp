@@ -93,6 +93,9 @@ void Lane::sound_out() {
         }
         return true;
     };
+    for (size_t i = 0; i < links_.size(); ++i) { // again: move() may have gone on since the loss was noted
+        if ((lost_ & holder(i)) == 0) links_[i]->skip_pushes(next_tag_);
+    }
     std::vector<size_t> silent;
     {
         std::unique_lock lock(signal_->mutex);

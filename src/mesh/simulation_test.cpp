@@ -235,7 +235,7 @@ private:
             rearrange(driven);
             auto & [number, result] = driven.started.emplace_back(driven.next++, std::vector<float>());
             if (driven.model->start(number, result)) continue;
-            EXPECT_FALSE(driven.lane->status().ok()) << "step " << number;
+            EXPECT_TRUE(driven.lane->failed()) << "step " << number;
             driven.next = kSteps;
         }
     }
@@ -243,7 +243,8 @@ private:
     void finish_steps(Driven & driven) {
         if (driven.started.empty()) return;
         driven.model->finish();
-        if (const absl::Status status = driven.lane->status(); !status.ok()) {
+        if (driven.lane->failed()) {
+            const absl::Status status = driven.lane->status();
             const bool lost = totals_.crashes > 0 &&
                               (driven.on_loss == LaneOptions::OnLoss::kFail || totals_.crashes >= driven.executors);
             const bool disk = status.message().find("this disk") != std::string_view::npos;
