@@ -52,8 +52,9 @@ bench-streams: models ## 1,000 streams at once, 1,000 waiting requests, memory
 bench-store: models ## import beside a SHA-256 pass, load beside llama.cpp's load
 	@bench/run.sh store
 
-bench-mesh: models peers ## one model over executors, beside ggml-rpc-server and a local run
+bench-mesh: models peers ## one model over executors, beside ggml-rpc-server and a local run; how weights get there
 	@bench/run.sh mesh
+	@bench/run.sh mesh_weights
 
 fmt: ## format the C++ code
 	@scripts/install-deps.sh lint

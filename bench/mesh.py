@@ -126,6 +126,10 @@ def main() -> None:
             both("prefill 2048, 2 executors", lambda s: s.prefill(model, 2048), 2, 1.65, rpc_goals[3])
             both("prefill 8192, 2 executors", lambda s: s.prefill(model, 8192), 2, 1.75, rpc_goals[4], max(3, args.rounds // 3))
 
+        for cuts in (2, 4, 15, 30):
+            report.pair(f"q4_0 decode, {cuts} cuts over 2 executors, against 1 cut", "tokens/s",
+                        lambda side=Side(programs, ON_MESH, mesh.env(2, cuts=cuts)): side.decode("q4_0"),
+                        lambda: ours[2].decode("q4_0"), args.rounds)
         report.beside("q4_0 decode, 2 executors, two drivers", "tokens/s", lambda: together(ours[2], "q4_0"),
                       {"one driver": (lambda: ours[2].decode("q4_0", 6 * DECODED), 1.7)}, max(3, args.rounds // 3))
         with delayed(mesh.addresses) as links, delayed(servers) as rpc_links:

@@ -34,6 +34,17 @@ class Api:
         assert len(times) > tokens // 2, f"{self.url}: {len(times)} events for {tokens} tokens"
         return times
 
+    def answer(self, model: str, prompt: str, tokens: int) -> dict:
+        return self._post("completions", model=model, prompt=prompt, max_tokens=tokens, cache_prompt=False, ignore_eos=True)
+
+    def chat(self, model: str, messages: list[dict], tokens: int) -> dict:
+        return self._post("chat/completions", model=model, messages=messages, max_tokens=tokens)
+
+    def _post(self, path: str, **body) -> dict:
+        r = self.client.post(f"{self.url}/v1/{path}", json={"temperature": 0, **body})
+        assert r.status_code == 200, r.text
+        return r.json()
+
     def decode(self, clients: int, tokens: int = 96) -> float:
         """Tokens per second while all clients decode."""
         times: list[list[float]] = [[] for _ in range(clients)]
@@ -50,9 +61,7 @@ class Api:
 
         def one(i: int) -> None:
             prompt = f"{self.prompts} {i} " + " ".join(f"w{(self.prompts * 7919 + i * 31 + j) % 97}" for j in range(160))
-            answer = self.client.post(f"{self.url}/v1/completions", json={
-                "model": "m", "prompt": prompt, "max_tokens": 1, "temperature": 0, "cache_prompt": False}).json()
-            tokens[i] = answer["usage"]["prompt_tokens"]
+            tokens[i] = self.answer("m", prompt, 1)["usage"]["prompt_tokens"]
         self.prompts += 1
         begin = time.perf_counter()
         in_parallel(one, clients)

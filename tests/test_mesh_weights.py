@@ -121,7 +121,7 @@ class Driver:
 
     def blob_state(self):
         body = self.read(BLOB_STATE)
-        return body[32], body[35:].decode()
+        return body[36], body[39:].decode()
 
     def send(self, data: bytes):
         self.socket.sendall(data)

@@ -232,7 +232,7 @@ absl::Status make_server_params(const DriverOptions & options, const std::filesy
         "--ctx-size", std::to_string(int64_t{options.context_tokens} * slots), "--parallel", std::to_string(slots),
         "--no-kv-unified",
         // one batch is one micro-batch, so that a cancelled prompt ends with the running one
-        "--batch-size", batch, "--ubatch-size", batch, "--cache-ram", std::to_string(prompt_cache_mib()),
+        "--batch-size", batch, "--ubatch-size", batch,
         // fitting swaps the log function of the process, and refuses nothing that a failed allocation wouldn't
         "--fit", "off", "--jinja", "--slots", "--metrics", "--no-ui"};
     const auto add = [&](std::string name, std::string value) {
@@ -243,8 +243,14 @@ absl::Status make_server_params(const DriverOptions & options, const std::filesy
     if (!options.device.empty()) {
         add("--device", options.device);
         add("--gpu-layers", "all");
-    } else if (options.gpu_layers != 0)
-        add("--gpu-layers", options.gpu_layers < 0 ? "all" : std::to_string(options.gpu_layers));
+        // Both would bring state from executors to this process and back.
+        add("--cache-ram", "0");
+        add("--ctx-checkpoints", "0");
+    } else {
+        add("--cache-ram", std::to_string(prompt_cache_mib()));
+        if (options.gpu_layers != 0)
+            add("--gpu-layers", options.gpu_layers < 0 ? "all" : std::to_string(options.gpu_layers));
+    }
     if (options.embeddings) arguments.push_back("--embeddings");
     params.model_alias = {options.alias};
     STRATA_RETURN_IF_ERROR(apply(table, arguments, false));

@@ -23,9 +23,9 @@ inline constexpr size_t kMaxArrivedBytes = size_t{1} << 30;
 inline constexpr uint32_t kFramesPerProgress = 8;
 inline constexpr uint64_t kGraphsPerProgress = 16;
 
-// Blobs that peers ask for and that have to be looked for in the store; above that they are not here.
 // A source of blobs that sends nothing for so long is left for another one.
 inline constexpr std::chrono::milliseconds kSourcePatience{10000};
+// Blobs that peers ask for and that have to be looked for in the store; above that they are not here.
 inline constexpr size_t kMaxStoreTasks = 1024;
 // How much of a blob goes in one frame, executor to executor.
 inline constexpr uint64_t kBlobPieceBytes = uint64_t{4} << 20;

@@ -191,6 +191,7 @@ void Lane::learn_state_layers(const CapturedGraph & graph) {
 
 void Lane::bindings_changed() {
     ++bindings_version_;
+    for (const auto & link : links_) link->set_epoch(bindings_version_);
     std::map<int32_t, uint64_t> sizes;
     for (const auto & [address, placed] : placed_) {
         if (placed.weight) sizes[placed.layer] += placed.bytes;

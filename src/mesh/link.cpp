@@ -49,6 +49,7 @@ void Link::flush() {
     if (body_.empty()) return;
     wire::FrameHeader header;
     header.type = wire::FrameType::kCommands;
+    header.epoch = epoch_;
     header.sequence = ++sequence_;
     {
         const std::lock_guard lock(signal_->mutex);

@@ -55,6 +55,8 @@ public:
     // Commands gather until flush(), or until they are many.
     void add(const wire::Command & command);
     void flush();
+    // Of the bindings: goes with all commands that are sent from now on.
+    void set_epoch(uint64_t epoch) { epoch_ = epoch; }
     // At once, before all that waits there. Answered.
     void skip_pushes(uint64_t below_tag);
     // The answer is there, or never comes. signal's mutex held.
@@ -112,6 +114,7 @@ private:
     wire::Writer body_;
     uint64_t graphs_in_body_ = 0;
     uint64_t sequence_ = 0;
+    uint64_t epoch_ = 0;
     uint64_t next_read_ = 1;
     uint32_t next_offer_ = 1;
 
