@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 
+import httpx
 import pytest
 
 from conftest import ON_MESH, SMOLLM2, complete, completion_args, executors
@@ -33,6 +34,11 @@ def load(daemon, mesh, *options):
 def sent(daemon) -> int:
     """Bytes that the driver sent to its executors."""
     return sum(int(part["bytesOut"]) for part in daemon.deployment("smollm2:latest")["engine"]["parts"])
+
+
+def moved(daemon) -> int:
+    """Bytes between the driver and its executors, both ways."""
+    return sent(daemon) + sum(int(part["bytesIn"]) for part in daemon.deployment("smollm2:latest")["engine"]["parts"])
 
 
 def received(mesh) -> int:
@@ -98,6 +104,23 @@ def test_a_damaged_layer_is_named_and_fetched_again(model, tmp_path):
         assert f"{blob.name} is damaged" in one.logs[0].read_text()
         assert blob.stat().st_size < sent(model) < blob.stat().st_size + 2_000_000
     assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
+
+
+def test_state_stays_on_executors(model, tmp_path):
+    """Two long conversations take turns in one slot: the driver neither takes what was computed for one nor brings it back."""
+    def ask(about: str):
+        prompt = " ".join(f"{about} number {i} is large." for i in range(60))
+        answer = httpx.post(f"{model.url}/v1/completions", timeout=120, json={
+            "model": "smollm2", "prompt": prompt, "max_tokens": 1, "temperature": 0}).json()
+        return answer["usage"]["prompt_tokens"]
+    with executors(tmp_path, 2) as two:
+        model.start_model("smollm2", on=two.addresses, slots=1, lanes=1)
+        ask("cat")
+        before = moved(model)
+        tokens = sum(ask(about) for about in ("dog", "cat", "dog", "cat"))
+        assert tokens > 1200
+        # An embedding goes out for each token of a prompt, logits of each answer come in; state would be ten times that.
+        assert moved(model) - before < 2 * (tokens * 576 * 4 + 4 * 49152 * 4)
 
 
 # ------------------------------------------------------------------------------------------------------------- on the wire
