@@ -1,6 +1,6 @@
 # `make install`: a relocatable tree. Programs find their libraries by $ORIGIN, llama.cpp's CPU variants lie beside libggml.so.
 set(llama_lib ${STRATA_LLAMA_PREFIX}/lib)
-foreach(target strata-cli stratad strata-engine strata)
+foreach(target strata-cli stratad strata-engine strata ggml-strata)
   if(TARGET ${target})
     install(TARGETS ${target} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
   endif()

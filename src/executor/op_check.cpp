@@ -52,7 +52,8 @@ void quantising_copy(Checker & c) {
 // dup_from_q: writes block by block with src1's layout, counts elements in 32 bits.
 void dequantising_copy(Checker & c) {
     const int64_t block = ggml_blck_size(c.type(0));
-    c.packed({kDst}).that(has_to_float(c.type(0)), "no copy from {}", ggml_type_name(c.type(0)));
+    if (!c.that(c.has(1), "src1 is missing").status().ok()) return;
+    c.same_layout(1, kDst).packed({kDst}).that(has_to_float(c.type(0)), "no copy from {}", ggml_type_name(c.type(0)));
     c.that(c.ne(kDst, 0) % block == 0 || ggml_is_contiguous(&c.at(kDst)), "blocks of src0 are split over rows of dst");
     c.that(ggml_nelements(&c.at(0)) <= INT_MAX, "{} elements", ggml_nelements(&c.at(0)));
 }
@@ -728,7 +729,7 @@ struct OpRule {
 constexpr OpRule kRules[] = {
     {GGML_OP_DUP, 1, 1, check_cont},
     {GGML_OP_CONT, 1, 1, check_cont},
-    {GGML_OP_CPY, 1, 2, check_cpy}, // the second says where it writes, and is not read
+    {GGML_OP_CPY, 1, 2, check_cpy}, // the second is laid out as the result, and is not read
     {GGML_OP_SET, 2, 2, check_set},
     {GGML_OP_ACC, 2, 2, check_acc},
     {GGML_OP_REPEAT, 1, 1, check_repeat},

@@ -147,6 +147,8 @@ const std::vector<NodeRecipe> kRecipes = {
     {"cast F16 to Q8_0", cast<GGML_TYPE_F16, GGML_TYPE_Q8_0>},
     {"cast F32 to IQ4_NL", cast<GGML_TYPE_F32, GGML_TYPE_IQ4_NL>},
     {"cast Q8_0 to F32", cast<GGML_TYPE_Q8_0, GGML_TYPE_F32>},
+    {"cpy Q8_0 to F32",
+     [](C * c) { return ggml_cpy(c, tensor(c, GGML_TYPE_Q8_0, {64, 3}), f32(c, {64, 3})); }},
     {"cast Q4_K to F32", cast<GGML_TYPE_Q4_K, GGML_TYPE_F32>},
     {"set", [](C * c) { return ggml_set_2d(c, f32(c, {10, 6}), f32(c, {3, 2}), 40, 88); }},
     {"set in place", [](C * c) { return ggml_set_1d_inplace(c, i32(c, {10}), i32(c, {3}), 8); }},

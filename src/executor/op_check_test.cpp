@@ -59,6 +59,15 @@ TEST(OpCheck, RefusesOpsThatAreNotOnTheList) {
     }
 }
 
+// As a driver asks what executors can run.
+TEST(OpCheck, AcceptsNodesWithoutMemory) {
+    for (const NodeRecipe & each : node_recipes()) {
+        OwnedNode node = make_node(each);
+        for (ggml_tensor & tensor : node.tensors) tensor.data = nullptr;
+        EXPECT_EQ(check_op(node.node()), absl::OkStatus()) << each.name;
+    }
+}
+
 TEST(OpCheck, NodesThatComputeNothing) {
     OwnedNode node = make_node(recipe("scale"));
     EXPECT_FALSE(computes_nothing(node.node()));
@@ -191,6 +200,9 @@ const Hostile kHostile[] = {
      },
      "no copy from f16 to i32"},
     {"cont of permuted heads", [](OwnedNode & n) { n.node().type = GGML_TYPE_Q4_0; }, "dst"},
+    // The layout of src1 is where blocks are unpacked to.
+    {"cast Q8_0 to F32", [](OwnedNode & n) { n.node().src[1] = nullptr; }, "src1 is missing"},
+    {"cpy Q8_0 to F32", [](OwnedNode & n) { n.tensors[2].nb[1] *= 2; }, "src1 and dst differ in their strides"},
     // Work memory that is planned with other numbers than it is used with.
     {"cast F16 to Q8_0",
      [](OwnedNode & n) {

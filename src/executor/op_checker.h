@@ -27,7 +27,7 @@ absl::Status check_tensor(const ggml_tensor & tensor, Use use);
 // A product of numbers that are not negative; INT64_MAX when it is larger than that.
 int64_t product(std::initializer_list<int64_t> factors);
 
-// Whether the bytes of two tensors, from first to last, have one in common.
+// Whether the bytes of two tensors, from first to last, have one in common. Tensors without memory have no bytes.
 bool spans_meet(const ggml_tensor & a, const ggml_tensor & b);
 
 // Types that can be read as rows of floats / be the left side of a dot product / be written from floats. The last are

@@ -36,7 +36,9 @@ bool prefers(const DeviceTraits & device, ggml_backend_buffer_type_t buft, const
     weight.data = nullptr;
     ggml_tensor asked = node;
     asked.src[0] = &weight;
-    return ggml_backend_dev_supports_op(device.device, &asked);
+    if (!ggml_backend_dev_supports_op(device.device, &asked)) return false;
+    weight.extra = &weight; // as a repacked one has, whose node is held to more
+    return check_op(asked).ok();
 }
 
 } // namespace
@@ -96,6 +98,8 @@ absl::Status PartGraph::add(const wire::GraphTensor & from, size_t place, Memory
     for (size_t i = 0; i < from.sources.size(); ++i) {
         if (from.sources[i] != wire::GraphTensor::kNone) tensor->src[i] = tensors_[from.sources[i]];
     }
+    // The kernels that dequantize look there for the result's layout. As in ggml_cast.
+    if (tensor->op == GGML_OP_CPY) tensor->src[1] = tensor;
     STRATA_RETURN_IF_ERROR(check_op(*tensor));
     for (const IndexRule & rule : index_rules(*tensor)) {
         checks_.push_back({graph_->n_nodes, written_before(*rule.index)});

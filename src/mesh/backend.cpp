@@ -2,6 +2,7 @@
 #include "mesh/backend.h"
 
 #include "base/check.h"
+#include "executor/op_check.h"
 
 #include <fmt/format.h>
 #include <ggml-backend-impl.h>
@@ -227,10 +228,14 @@ ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t device) {
     return &static_cast<DeviceContext *>(device->context)->buffer_type;
 }
 
-// Executors run ggml's CPU kernels of the same build: what they can is asked here.
+// Executors run ggml's CPU kernels of the same build, on nodes that op_check lets through: both are asked here.
 bool device_supports_op(ggml_backend_dev_t, const ggml_tensor * op) {
     static ggml_backend_dev_t const cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    return cpu != nullptr && ggml_backend_dev_supports_op(cpu, op);
+    if (cpu == nullptr || !ggml_backend_dev_supports_op(cpu, op)) return false;
+    ggml_tensor asked = *op;
+    // libllama asks where frequency factors may lie with a ROPE that turns no channel, which it never runs.
+    if (asked.op == GGML_OP_ROPE && asked.op_params[1] == 0) asked.op_params[1] = static_cast<int32_t>(asked.ne[0]);
+    return executor::computes_nothing(asked) || executor::check_op(asked).ok();
 }
 
 bool device_supports_buft(ggml_backend_dev_t device, ggml_backend_buffer_type_t buft) {

@@ -62,7 +62,7 @@ Lane::Lane(wire::Network & network, LaneOptions options)
     : options_(std::move(options))
     , network_(network)
     , progress_(options_.progress)
-    , random_(options_.scatter_seed.value_or(0))
+    , random_(options_.scatter_seed.value_or(options_.rebind_seed.value_or(0)))
     , journal_(options_.on_loss != LaneOptions::OnLoss::kFail ? kMaxJournalBytes : 0)
     , kept_(options_.folder) {}
 

@@ -31,6 +31,8 @@ struct LaneOptions {
     size_t cuts = 0;
     // Every node of every graph on an executor chosen at random: for tests.
     std::optional<uint64_t> scatter_seed;
+    // Every few graphs some layers move to an executor chosen at random: for tests.
+    std::optional<uint64_t> rebind_seed;
     std::string build;
     std::string name; // for people who look at the executors
     // What happens when an executor is lost. kRebind: the others take its layers; kWait: its layers wait for move().
@@ -161,6 +163,10 @@ private:
     absl::Status status_locked() const;
     absl::Status fail(const absl::Status & reason);
     void bind_by_size();
+    absl::Status hand_over(const std::function<bool(int32_t)> & moves, size_t executor,
+                           std::unique_lock<std::mutex> * lock);
+    absl::Status rebind_at_random();
+    size_t random_executor();
     void bindings_changed();
     size_t executor_of(int32_t layer) const;
     size_t anchor(const CapturedGraph::Tensor & tensor) const;
@@ -220,6 +226,7 @@ private:
     Captured unnamed_;
     std::vector<absl::flat_hash_set<wire::GraphHash>> named_graphs_; // at each executor
     std::mt19937_64 random_;
+    uint64_t steps_ = 0;
     std::vector<Pending> pending_; // reads that synchronize() waits for
     Holders lost_ = 0;
     absl::Status loss_;   // the last one

@@ -97,22 +97,45 @@ absl::Status Lane::move(int32_t first_layer, int32_t last_layer, const std::stri
         return absl::NotFoundError(
             fmt::format("there are no layers {} to {}, only 0 to {}", first_layer, last_layer, tail_number()));
     }
+    STRATA_RETURN_IF_ERROR(hand_over(moves, *executor, &lock));
+    rebound_.notify_all();
+    return absl::OkStatus();
+}
+
+// Layers run at an executor from now on: their weights and their state go there.
+absl::Status Lane::hand_over(const std::function<bool(int32_t)> & moves, size_t executor,
+                             std::unique_lock<std::mutex> * lock) {
     std::vector<Wanted> wanted;
     for (const auto & [at, weight] : weights_) {
-        if (moves(weight.layer) && (weight.bound & holder(*executor)) == 0) wanted.push_back({at, *executor});
+        if (moves(weight.layer) && (weight.bound & holder(executor)) == 0) wanted.push_back({at, executor});
     }
-    STRATA_RETURN_IF_ERROR(bring_weights(wanted, &lock));
-    STRATA_RETURN_IF_ERROR(links_[*executor]->status());
+    STRATA_RETURN_IF_ERROR(bring_weights(wanted, lock));
+    STRATA_RETURN_IF_ERROR(links_[executor]->status());
     for (auto & [layer, bound] : bindings_) {
-        if (moves(layer)) bound = *executor;
+        if (moves(layer)) bound = executor;
     }
     for (const auto & [at, placed] : placed_) {
-        if (moves(placed.layer)) leave_only(at, placed.bytes, *executor);
+        if (moves(placed.layer)) leave_only(at, placed.bytes, executor);
     }
     flush();
     bindings_changed();
-    rebound_.notify_all();
     return absl::OkStatus();
+}
+
+// Up to a third of the layers, one after another.
+absl::Status Lane::rebind_at_random() {
+    std::set<int32_t> chosen;
+    auto at = std::next(bindings_.begin(), static_cast<ptrdiff_t>(random_() % bindings_.size()));
+    for (size_t left = 1 + random_() % (bindings_.size() / 3 + 1); left > 0 && at != bindings_.end(); --left, ++at)
+        chosen.insert(at->first);
+    return hand_over([&](int32_t layer) { return chosen.contains(layer); }, random_executor(), nullptr);
+}
+
+size_t Lane::random_executor() {
+    size_t executor = 0;
+    do executor = random_() % links_.size();
+    while ((lost_ & holder(executor)) != 0);
+    return executor;
 }
 
 // What others hold of a weight or of state goes to one executor, and they give its memory back.

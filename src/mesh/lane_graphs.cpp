@@ -8,6 +8,13 @@
 
 namespace strata::mesh {
 
+namespace {
+
+// Of options.rebind_seed.
+constexpr uint64_t kStepsPerRebind = 3;
+
+} // namespace
+
 absl::StatusOr<Lane::Captured *> Lane::captured(const ggml_cgraph & graph) {
     const auto is_ours = [&](const ggml_tensor & tensor) { return buffer_at(address_of(tensor)) != nullptr; };
     Captured * captured = &unnamed_;
@@ -28,10 +35,7 @@ absl::StatusOr<Lane::Captured *> Lane::captured(const ggml_cgraph & graph) {
 
 std::vector<size_t> Lane::scatter(const CapturedGraph & graph) {
     std::vector<size_t> executors(graph.tensors.size());
-    for (size_t & executor : executors) {
-        do executor = random_() % links_.size();
-        while ((lost_ & holder(executor)) != 0);
-    }
+    for (size_t & executor : executors) executor = random_executor();
     return executors;
 }
 
@@ -51,6 +55,7 @@ absl::Status Lane::compute(const ggml_cgraph & graph) {
     STRATA_RETURN_IF_ERROR(mend(lock));
     STRATA_ASSIGN_OR_RETURN(Captured * const captured, this->captured(graph));
     if (bindings_.empty()) bind_by_size();
+    if (options_.rebind_seed.has_value() && ++steps_ % kStepsPerRebind == 0) STRATA_RETURN_IF_ERROR(rebind_at_random());
     if (captured->bindings != bindings_version_ || options_.scatter_seed.has_value()) {
         // Weights that a graph writes are weights no more. (Whatever sets one makes a new version.)
         for (const auto & tensor : captured->graph->tensors) {

@@ -244,6 +244,81 @@ TEST_F(LaneTest, what_is_done_outside_of_graphs_is_done_again_too) {
     lane.close();
 }
 
+using MakeNode = ggml_tensor *(ggml_context * weights, ggml_context * rest);
+
+// What one node gives on a device, from random weights and inputs.
+std::vector<float> result_on(ggml_backend_dev_t device, MakeNode * make) {
+    const ggml_backend_ptr backend(ggml_backend_dev_init(device, nullptr));
+    const auto new_context = [] {
+        return ggml_context_ptr(ggml_init({ggml_tensor_overhead() * 16 + ggml_graph_overhead(), nullptr, true}));
+    };
+    const ggml_context_ptr weights = new_context();
+    const ggml_context_ptr rest = new_context();
+    ggml_tensor * node = make(weights.get(), rest.get());
+    std::mt19937 random(1);
+    std::uniform_real_distribution<float> values(-1, 1);
+    std::vector<ggml_backend_buffer_ptr> buffers;
+    for (ggml_context * context : {weights.get(), rest.get()}) {
+        buffers.emplace_back(ggml_backend_alloc_ctx_tensors(context, backend.get()));
+        if (context == weights.get())
+            ggml_backend_buffer_set_usage(buffers.back().get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        for (auto * each = ggml_get_first_tensor(context); each; each = ggml_get_next_tensor(context, each)) {
+            if (each->op != GGML_OP_NONE) continue;
+            std::vector<float> numbers(static_cast<size_t>(ggml_nelements(each)));
+            for (float & number : numbers) number = values(random);
+            std::vector<uint8_t> bytes(ggml_nbytes(each));
+            ggml_quantize_chunk(each->type, numbers.data(), bytes.data(), 0, ggml_nrows(each), each->ne[0], nullptr);
+            ggml_backend_tensor_set(each, bytes.data(), 0, bytes.size());
+        }
+    }
+    ggml_cgraph * graph = ggml_new_graph(rest.get());
+    ggml_build_forward_expand(graph, node);
+    EXPECT_TRUE(ggml_backend_supports_op(backend.get(), node));
+    EXPECT_EQ(ggml_backend_graph_compute(backend.get(), graph), GGML_STATUS_SUCCESS);
+    std::vector<float> result(static_cast<size_t>(ggml_nelements(node)));
+    ggml_backend_tensor_get(node, result.data(), 0, ggml_nbytes(node));
+    return result;
+}
+
+TEST_F(LaneTest, nodes_whose_kernels_ask_for_more) {
+    Lane & lane = open(1);
+    ggml_backend_dev_t local = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    MakeNode * const nodes[] = {
+        // Its kernel looks at the second source, which does not travel.
+        [](ggml_context * weights, ggml_context * rest) {
+            return ggml_cast(rest, ggml_new_tensor_2d(weights, GGML_TYPE_Q8_0, 64, 3), GGML_TYPE_F32);
+        },
+        // The kernel for repacked weights takes three dimensions only.
+        [](ggml_context * weights, ggml_context * rest) {
+            return ggml_mul_mat(rest, ggml_new_tensor_2d(weights, GGML_TYPE_Q4_0, 64, 32),
+                                ggml_new_tensor_4d(rest, GGML_TYPE_F32, 64, 5, 2, 3));
+        },
+    };
+    for (MakeNode * make : nodes) EXPECT_EQ(result_on(device_, make), result_on(local, make));
+    expect_all_worked();
+    lane.close();
+}
+
+// Executors say no to it; libllama runs it elsewhere.
+TEST_F(LaneTest, what_executors_refuse_is_not_promised) {
+    Lane & lane = open(1);
+    const ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 16, nullptr, true}));
+    ggml_context * c = context.get();
+    ggml_tensor * image = ggml_new_tensor_4d(c, GGML_TYPE_F32, 8, 8, 2, 1);
+    ggml_tensor * kernel = ggml_new_tensor_4d(c, GGML_TYPE_F32, 3, 3, 2, 4);
+    ggml_tensor * refused = ggml_conv_2d_direct(c, kernel, image, 1, 1, 1, 1, 1, 1);
+    ggml_backend_dev_t local = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    EXPECT_TRUE(ggml_backend_dev_supports_op(local, refused));
+    EXPECT_FALSE(ggml_backend_dev_supports_op(device_, refused));
+    ggml_tensor * positions = ggml_new_tensor_1d(c, GGML_TYPE_I32, 2);
+    ggml_tensor * turned = ggml_rope_ext(c, image, positions, nullptr, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    EXPECT_TRUE(ggml_backend_dev_supports_op(device_, turned)) << "as libllama asks where frequency factors lie";
+    EXPECT_TRUE(
+        ggml_backend_dev_supports_op(device_, ggml_get_rows(c, ggml_new_tensor_2d(c, GGML_TYPE_F32, 8, 8), positions)));
+    EXPECT_TRUE(ggml_backend_dev_supports_op(device_, ggml_view_1d(c, image, 4, 0)));
+    lane.close();
+}
+
 TEST_F(LaneTest, an_executor_of_another_build_is_refused) {
     machines_.push_back(std::make_unique<Machine>());
     LaneOptions options;

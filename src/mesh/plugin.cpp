@@ -3,6 +3,7 @@
 //   STRATA_MESH_SPLIT=2,1     their shares of the model
 //   STRATA_MESH_CUTS=8        so many cuts, the executors taking turns
 //   STRATA_MESH_SCATTER=7     every node on a random executor, from this seed
+//   STRATA_MESH_REBIND=7      every few steps some layers move to a random executor, from this seed
 //   STRATA_MESH_ON_LOSS=rebind  when an executor is lost the others take its layers; default: fail
 #include "base/version.h"
 #include "mesh/backend.h"
@@ -49,6 +50,9 @@ absl::StatusOr<LaneOptions> options_from_environment() {
     }
     if (const auto seed = variable("STRATA_MESH_SCATTER"); !seed.empty()) {
         STRATA_ASSIGN_OR_RETURN(options.scatter_seed, number<uint64_t>("STRATA_MESH_SCATTER", seed));
+    }
+    if (const auto seed = variable("STRATA_MESH_REBIND"); !seed.empty()) {
+        STRATA_ASSIGN_OR_RETURN(options.rebind_seed, number<uint64_t>("STRATA_MESH_REBIND", seed));
     }
     if (const auto on_loss = variable("STRATA_MESH_ON_LOSS"); on_loss == "rebind") {
         options.on_loss = LaneOptions::OnLoss::kRebind;
