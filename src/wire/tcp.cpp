@@ -68,7 +68,8 @@ absl::StatusOr<std::string> TcpNetwork::listen(const std::string & text, std::sh
     STRATA_ASSIGN_OR_RETURN(const Address address, Address::parse(text, kDefaultExecutorPort));
     if (!address.is_loopback()) {
         return absl::PermissionDeniedError(fmt::format(
-            "{} is not a loopback address: until strata has certificates, engines listen on 127.0.0.0/8 only", text));
+            "{} is not a loopback address: until a cluster brings its certificates, engines listen on 127.0.0.0/8 only",
+            text));
     }
     AddressList list;
     STRATA_RETURN_IF_ERROR(resolve(address, true, list));

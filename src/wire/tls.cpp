@@ -122,7 +122,7 @@ absl::StatusOr<std::shared_ptr<const TlsContext>> TlsContext::load(const std::fi
     made->context_.reset(SSL_CTX_new(TLS_method()));
     SSL_CTX * context = made->context_.get();
     STRATA_CHECK(context != nullptr && SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION) == 1);
-    // The order in which they are wanted: a session's keys live as long as a connection.
+    // In the order in which they are wanted.
     STRATA_CHECK(SSL_CTX_set_ciphersuites(
                      context, "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256") == 1);
     // Each connection shows its certificates: nothing is resumed.
@@ -169,7 +169,8 @@ struct TlsStream::Hooks {
 
     static int write(BIO * bio, const char * from, int size) {
         auto & out = static_cast<TlsStream *>(BIO_get_data(bio))->out_;
-        out.insert(out.end(), from, from + size);
+        const auto * bytes = reinterpret_cast<const uint8_t *>(from);
+        out.insert(out.end(), bytes, bytes + size);
         return size;
     }
 

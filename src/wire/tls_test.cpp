@@ -123,20 +123,24 @@ TEST_F(TlsTest, APlainServerIsNamed) {
 }
 
 TEST_F(TlsTest, HalfAHandshakeHoldsNobodyUp) {
+    struct TwoGuests : Acceptor {
+        std::shared_ptr<ChannelHandler> on_connection(std::shared_ptr<Channel>) override { return guests.at(next++); }
+        std::array<std::shared_ptr<Inbox>, 2> guests{std::make_shared<Inbox>(), std::make_shared<Inbox>()};
+        size_t next = 0;
+    };
+    const auto door = std::make_shared<TwoGuests>();
+    address_ = server_.listen("127.0.0.1:0", door).value();
     std::vector<uint8_t> hello;
     TlsStream stream(our_ca().context("slow"), false, "server");
     EXPECT_FALSE(*stream.handshake([&](std::span<const uint8_t> bytes) { hello.assign(bytes.begin(), bytes.end()); }));
     const UniqueFd fd = raw_socket();
     const auto half = static_cast<ssize_t>(hello.size() / 2);
     ASSERT_EQ(write(fd.get(), hello.data(), static_cast<size_t>(half)), half);
-    const auto slow = door_->inbox;
-    ASSERT_NE(door_->channels.get_future().get(), nullptr);
-    door_->inbox = std::make_shared<Inbox>();
-    door_->channels = {};
-    connect();
-    send(*ours_, FrameType::kPush, random_bytes(10));
-    EXPECT_EQ(door_->inbox->wait_for(1).size(), 1);
-    EXPECT_THAT(slow->wait_for_end().message(), HasSubstr("did not finish the handshake"));
+    const auto channel = client_.connect(address_, inbox_);
+    ASSERT_TRUE(channel.ok());
+    send(**channel, FrameType::kPush, random_bytes(10));
+    EXPECT_EQ(door->guests[1]->wait_for(1).size(), 1);
+    EXPECT_THAT(door->guests[0]->wait_for_end().message(), HasSubstr("did not finish the handshake"));
 }
 
 TEST_F(TlsTest, GarbageInAHandshakeIsRefused) {
