@@ -14,8 +14,8 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
-from conftest import (BIN, MODELS, ON_MESH, SMOLLM2_BY_TYPE, Daemon, executors, free_port, llama_server,  # noqa: E402,F401
-                      running, wait_until)
+from conftest import (BIN, MODELS, ON_MESH, SMOLLM2_BY_TYPE, Daemon, certificates, executors, free_port,  # noqa: E402,F401
+                      llama_server, running, wait_until)
 
 OUT = ROOT / "bench" / "out"
 

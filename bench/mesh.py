@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 
-from common import ON_MESH, ROOT, SMOLLM2_BY_TYPE, Report, executors, free_port, options, wait_until
+from common import ON_MESH, ROOT, SMOLLM2_BY_TYPE, Report, certificates, executors, free_port, options, wait_until
 
 CORES = sorted(os.sched_getaffinity(0))[:2]
 MICRO_BATCHES = (64, 128, 256, 512)
@@ -111,6 +111,9 @@ def main() -> None:
         servers = stack.enter_context(rpc_servers(programs, 2))
         local = Side(programs, ("-ngl", "0"), core=CORES[0])
         ours = {n: Side(programs, ON_MESH, mesh.env(n)) for n in (1, 2)}
+        (certificate,) = certificates(folder / "tls", "engine")
+        tls_mesh = stack.enter_context(executors(folder / "tls", 2, "--tls", str(certificate), cores=CORES))
+        tls = Side(programs, ON_MESH, tls_mesh.env(tls=certificate))
         eight_cuts = Side(programs, ON_MESH, mesh.env(2, cuts=8))
         rpc = {n: Side(programs, rpc_args(servers[:n])) for n in (1, 2)}
 
@@ -122,6 +125,8 @@ def main() -> None:
             both("decode, 2 executors", lambda s: s.decode(model), 2, 0.90, rpc_goals[1])
             report.beside(f"{model} decode, 8 cuts over 2 executors", "tokens/s", lambda: eight_cuts.decode(model),
                           {"local": (lambda: local.decode(model), 0.80)}, args.rounds)
+            report.beside(f"{model} decode, 2 executors, with TLS", "tokens/s", lambda: tls.decode(model),
+                          {"without": (lambda: ours[2].decode(model), 0.95)}, args.rounds)
             both("prefill 512, 1 executor", lambda s: s.prefill(model, 512), 1, 0.95, rpc_goals[2])
             both("prefill 2048, 2 executors", lambda s: s.prefill(model, 2048), 2, 1.65, rpc_goals[3])
             both("prefill 8192, 2 executors", lambda s: s.prefill(model, 8192), 2, 1.75, rpc_goals[4], max(3, args.rounds // 3))

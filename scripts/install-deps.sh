@@ -8,7 +8,7 @@ declare -A groups=(
     libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libboost1.81-dev libssl-dev libabsl-dev
     libsqlite3-dev libcli11-dev libspdlog-dev libfmt-dev nlohmann-json3-dev prometheus-cpp-dev libedit-dev
     libcurl4-openssl-dev libgtest-dev libgmock-dev libbenchmark-dev"
-  [test]="python3-venv skopeo gdb procps"
+  [test]="python3-venv skopeo gdb procps openssl"
   [lint]="clang-format-14 clang-tidy-14 shellcheck"
   [fuzz]="clang-14 libclang-rt-14-dev"
 )

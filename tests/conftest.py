@@ -252,6 +252,12 @@ def executors(folder: pathlib.Path, count: int, *options: str, **kwargs):
         started.stop()
 
 
+def certificates(folder: pathlib.Path, *names: str) -> list[pathlib.Path]:
+    """Makes a CA and certificates of it; what --tls takes, for each name."""
+    subprocess.run([str(ROOT / "scripts" / "mesh-certs.sh"), str(folder), *names], check=True)
+    return [folder / name for name in names]
+
+
 # What makes a stock program use the mesh, apart from the environment. -dev also makes it load plug-ins at all.
 ON_MESH = ("-dev", "STRATA0", "-ngl", "99")
 

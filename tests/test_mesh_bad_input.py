@@ -203,6 +203,7 @@ def test_garbage(peers, mesh, build):
     cases += [
         ("random bytes at first", random.Random(3).randbytes(5000), "not a frame"),
         ("HTTP", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: curl/8\r\n\r\n", "not a frame"),
+        ("TLS", b"\x16\x03\x01\x02\x00\x01" + bytes(506), "TLS is not spoken here"),
         ("another version", frame(HELLO, version=9), "version 9 of the wire"),
         ("an unknown frame", frame(99), "unknown frame type 99"),
         ("commands before the hello", frame(COMMANDS), "frame of type 5"),

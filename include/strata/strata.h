@@ -199,6 +199,7 @@ typedef struct strata_driver_options {
                            * as executors */
     const char * on_loss; /* of an executor: "rebind" (its layers go to the others), "wait" (for strata_driver_bind),
                            * "fail"; NULL: rebind */
+    const char * tls;     /* folder of the certificates for executors: ca.pem, cert.pem, key.pem; NULL: without TLS */
 } strata_driver_options;
 
 /* Loads; one driver at a time loads in a process. */

@@ -17,6 +17,7 @@ struct LoadWish {
     std::vector<double> split = {};             // their shares
     int32_t lanes = 0;                          // 0: as many as executors
     std::string on_loss = {};                   // of an executor
+    std::string tls = {};                       // folder of certificates
 };
 
 // Has the daemon load a model, with a bar when that takes a while. Returns at once when it is loaded as wished.

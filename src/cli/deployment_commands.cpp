@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <memory>
 
 namespace strata::cli {
@@ -275,6 +276,7 @@ absl::Status load_model(const Context & context, Client & client, const LoadWish
     for (const std::string & address : wish.on) request.mutable_options()->add_on(address);
     if (wish.lanes != 0) request.mutable_options()->set_lanes(wish.lanes);
     if (!wish.on_loss.empty()) request.mutable_options()->set_on_loss(wish.on_loss);
+    if (!wish.tls.empty()) request.mutable_options()->set_tls(std::filesystem::absolute(wish.tls));
     for (const double share : wish.split) request.mutable_options()->add_split(share);
     Progress progress(context.output);
     constexpr uint64_t kSteps = 1000;

@@ -35,6 +35,7 @@ struct RunOptions {
     std::vector<double> split;
     int32_t lanes = 0;
     std::string on_loss;
+    std::string tls;
     bool keep = false;
     bool verbose = false;
 };
@@ -191,9 +192,9 @@ absl::StatusOr<int> run(const Context & context, const RunOptions & options) {
 
     STRATA_ASSIGN_OR_RETURN(Client client, context.client_or_start());
     STRATA_ASSIGN_OR_RETURN(const std::string model, model_for(context, client, options.model));
-    STRATA_RETURN_IF_ERROR(load_model(
-        context, client,
-        {model, options.context_tokens, options.keep, options.on, options.split, options.lanes, options.on_loss}));
+    STRATA_RETURN_IF_ERROR(load_model(context, client,
+                                      {model, options.context_tokens, options.keep, options.on, options.split,
+                                       options.lanes, options.on_loss, options.tls}));
     Conversation conversation(model, options.system, std::move(chat));
     if (!interactive) return answer_once(context, client, conversation, prompt, options.verbose);
     return converse(context, client, conversation, model);
@@ -268,6 +269,9 @@ void add_run_command(Commands & commands) {
                    "`strata-engine bind`, or the request fails")
         ->type_name("rebind|wait|fail")
         ->check(CLI::IsMember({"rebind", "wait", "fail"}).description(""));
+    app.add_option("--tls", options->tls,
+                   "Talk TLS to the executors, with the certificates in DIR: ca.pem, cert.pem, key.pem")
+        ->type_name("DIR");
     app.add_flag("--keep", options->keep, "Don't unload the model when it is idle");
     app.add_flag("--verbose", options->verbose, "Tokens and speed after the answer");
 }

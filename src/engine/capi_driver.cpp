@@ -77,6 +77,10 @@ absl::StatusOr<DriverOptions> to_driver_options(const strata_driver_options * gi
         STRATA_ASSIGN_OR_RETURN(const std::string_view text, bounded_string(options.on_loss, kMaxPathBytes, "on_loss"));
         result.on_loss = text;
     }
+    if (options.tls != nullptr) {
+        STRATA_ASSIGN_OR_RETURN(const std::string_view folder, bounded_string(options.tls, kMaxPathBytes, "tls"));
+        result.tls = folder;
+    }
     if (options.split != nullptr) result.split.assign(options.split, options.split + result.on.size());
     if (options.progress != nullptr) {
         result.progress = [progress = options.progress, user = options.user](double fraction) {

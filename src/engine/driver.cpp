@@ -34,6 +34,7 @@ absl::StatusOr<std::unique_ptr<MeshDevice>> open_mesh(const DriverOptions & opti
     mesh.on = options.on;
     mesh.split = options.split;
     mesh.on_loss = options.on_loss;
+    mesh.tls = options.tls;
     mesh.name = options.alias;
     if (options.progress) {
         mesh.progress = [progress = options.progress](uint64_t done, uint64_t total) {
@@ -259,7 +260,8 @@ std::string Driver::status_json() {
                           {"on", options_.on},
                           {"split", options_.split},
                           {"lanes", options_.lanes},
-                          {"on_loss", options_.on_loss}};
+                          {"on_loss", options_.on_loss},
+                          {"tls", options_.tls}};
     const Json status = {{"model", source_.name()},
                          {"alias", options_.alias},
                          {"waiting", counts.waiting},

@@ -27,6 +27,7 @@ struct DriverOptions {
     std::vector<double> split;
     int32_t lanes = 0;   // at work at the same time, on executors
     std::string on_loss; // "rebind", "wait", "fail"; empty: rebind
+    std::string tls;     // folder of the certificates for executors; empty: without TLS
     std::string device;  // of ggml, that layers are put on; empty: as gpu_layers says
     // Fraction of the weights loaded. False asks to give up; llama.cpp's server can't be stopped while it loads, so
     // that the load is undone at its end.

@@ -65,6 +65,7 @@ void read_options(const nlohmann::json & json, v1::ServeOptions & options) {
     }
     options.set_lanes(member<int32_t>(json, "lanes"));
     options.set_on_loss(member<std::string>(json, "on_loss"));
+    options.set_tls(member<std::string>(json, "tls"));
 }
 
 void read_part(const nlohmann::json & json, v1::PartStatus & part) {
@@ -167,6 +168,7 @@ grpc::Status DriverSlot::load(const v1::LoadRequest & request, const std::functi
     options.on = on.data();
     options.lanes = given.lanes();
     options.on_loss = given.on_loss().empty() ? nullptr : given.on_loss().c_str();
+    options.tls = given.tls().empty() ? nullptr : given.tls().c_str();
     options.split = given.split_size() == 0 ? nullptr : given.split().data();
     options.verify = true; // damage is found before it is used
     options.progress = [](const char *, uint64_t done, uint64_t total, void * user) {

@@ -50,7 +50,11 @@ uint64_t three_quarters_of_free() {
 absl::Status run_executor_process(const ExecutorProcessOptions & options) {
     const StopSignals signals;
     allow_many_files();
-    wire::TcpNetwork network;
+    std::shared_ptr<const wire::TlsContext> tls;
+    if (!options.tls.empty()) {
+        STRATA_ASSIGN_OR_RETURN(tls, wire::TlsContext::load(options.tls));
+    }
+    wire::TcpNetwork network(tls);
     const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
     executor::ExecutorOptions made;
     made.name = options.name.empty() ? options.listen : options.name;
@@ -66,7 +70,7 @@ absl::Status run_executor_process(const ExecutorProcessOptions & options) {
     STRATA_ASSIGN_OR_RETURN(const std::string address, network.listen(options.listen, executor));
     std::printf("%s\n", nlohmann::json({{"listening", address}}).dump().c_str());
     std::fflush(stdout);
-    spdlog::info("executor {} on {}", options.build, address);
+    spdlog::info("executor {} on {}{}", options.build, address, tls == nullptr ? "" : ", TLS only");
     int signal = 0;
     while (signal == 0) signal = signals.wait(std::chrono::milliseconds(1000));
     spdlog::info("signal {} ({})", signal, strsignal(signal));

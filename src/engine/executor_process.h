@@ -16,6 +16,7 @@ struct ExecutorProcessOptions {
     uint64_t memory_limit_bytes = 0; // 0: from what is free
     std::string folder = "/var/tmp";
     std::filesystem::path store; // empty: the user's
+    std::filesystem::path tls;   // folder of certificates; empty: without TLS
 };
 
 // Serves drivers and other executors until SIGTERM or SIGINT. Says where it listens in a line of JSON on stdout. Called

@@ -110,6 +110,8 @@ int main(int argc, char ** argv) {
         ->transform(CLI::AsSizeValue(false));
     executor_command.add_option("--store", executor.store,
                                 "Layer store: layers are taken from it, and kept in it; default: the user's");
+    executor_command.add_option("--tls", executor.tls,
+                                "Talk TLS, with certificates on both sides: folder with ca.pem, cert.pem, key.pem");
     executor_command.add_option("--folder", executor.folder, "Where weights of programs without digests are put")
         ->capture_default_str();
 

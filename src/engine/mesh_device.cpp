@@ -14,13 +14,25 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <map>
+#include <mutex>
 
 namespace strata::engine {
 namespace {
 
-wire::Network & network() {
-    static auto * const network = new wire::TcpNetwork; // as long as ggml's devices
-    return *network;
+// One for each folder of certificates, or without; as long as ggml's devices. A failure is not remembered.
+absl::StatusOr<wire::Network *> network(const std::string & tls) {
+    static std::mutex mutex;
+    static auto * const networks = new std::map<std::string, std::unique_ptr<wire::TcpNetwork>>;
+    const std::lock_guard lock(mutex);
+    auto & network = (*networks)[tls];
+    if (network != nullptr) return network.get();
+    std::shared_ptr<const wire::TlsContext> context;
+    if (!tls.empty()) {
+        STRATA_ASSIGN_OR_RETURN(context, wire::TlsContext::load(tls));
+    }
+    network = std::make_unique<wire::TcpNetwork>(std::move(context));
+    return network.get();
 }
 
 absl::StatusOr<std::vector<std::string>> full_addresses(const std::vector<std::string> & texts) {
@@ -76,7 +88,8 @@ absl::StatusOr<std::unique_ptr<MeshDevice>> MeshDevice::open(const Options & opt
     lane_options.model = layers_of(source);
     lane_options.progress = options.progress;
     lane_options.log = [](const std::string & line) { log_message(STRATA_LOG_WARN, line); };
-    STRATA_ASSIGN_OR_RETURN(auto lane, mesh::Lane::open(network(), std::move(lane_options)));
+    STRATA_ASSIGN_OR_RETURN(wire::Network * const over, network(options.tls));
+    STRATA_ASSIGN_OR_RETURN(auto lane, mesh::Lane::open(*over, std::move(lane_options)));
     mesh::Lane & kept = *lane;
     ggml_backend_dev_t device = mesh::add_device(std::move(lane));
     ggml_backend_device_register(device);

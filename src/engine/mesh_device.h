@@ -26,6 +26,7 @@ public:
         std::vector<std::string> on; // addresses of executors
         std::vector<double> split;   // their shares of the model, or none
         std::string on_loss;         // as in DriverOptions
+        std::string tls;             // as in DriverOptions
         std::string name;            // of the model, for people
         std::function<void(uint64_t done, uint64_t total)> progress;
     };

@@ -41,7 +41,10 @@ public:
     }
 
     void on_closed(const absl::Status & reason) override {
-        if (session_ == nullptr) return;
+        if (session_ == nullptr) {
+            if (absl::IsUnauthenticated(reason)) executor_->log(std::string(reason.message()));
+            return;
+        }
         executor_->log(fmt::format("{} left after {} graphs: {}", channel_->peer(), session_->status().graphs,
                                    std::string(reason.message())));
         executor_->close_session(session_);

@@ -5,6 +5,7 @@
 //   STRATA_MESH_SCATTER=7     every node on a random executor, from this seed
 //   STRATA_MESH_REBIND=7      every few steps some layers move to a random executor, from this seed
 //   STRATA_MESH_ON_LOSS=rebind  when an executor is lost the others take its layers; default: fail
+//   STRATA_MESH_TLS=DIR       talk TLS, with the certificates in this folder: ca.pem, cert.pem, key.pem
 #include "base/version.h"
 #include "mesh/backend.h"
 #include "wire/address.h"
@@ -68,7 +69,11 @@ absl::Status open_from_environment() {
     if (variable("STRATA_MESH").empty()) return absl::OkStatus();
     // Ends with its threads when there is no mesh: ggml unloads this library then. Else it lives as long as the
     // devices.
-    auto network = std::make_unique<wire::TcpNetwork>();
+    std::shared_ptr<const wire::TlsContext> tls;
+    if (const auto folder = variable("STRATA_MESH_TLS"); !folder.empty()) {
+        STRATA_ASSIGN_OR_RETURN(tls, wire::TlsContext::load(folder));
+    }
+    auto network = std::make_unique<wire::TcpNetwork>(std::move(tls));
     STRATA_ASSIGN_OR_RETURN(LaneOptions options, options_from_environment());
     STRATA_ASSIGN_OR_RETURN(auto lane, Lane::open(*network, std::move(options)));
     add_device(std::move(lane));

@@ -9,6 +9,7 @@ namespace {
 
 constexpr uint32_t kMagic = 0x41525453; // "STRA"
 constexpr uint16_t kVersion = 1;
+constexpr std::array<uint8_t, 2> kTlsHandshake{22, 3}; // how TLS begins
 
 } // namespace
 
@@ -29,6 +30,9 @@ std::array<uint8_t, FrameHeader::kBytes> FrameHeader::encode() const {
 
 absl::StatusOr<FrameHeader> FrameHeader::decode(std::span<const uint8_t, kBytes> bytes, size_t max_body_bytes) {
     Reader reader(bytes);
+    if (bytes[0] == kTlsHandshake[0] && bytes[1] == kTlsHandshake[1]) {
+        return absl::InvalidArgumentError("TLS is not spoken here: start this engine with --tls DIR, or leave it out");
+    }
     if (reader.get<uint32_t>() != kMagic) return absl::InvalidArgumentError("not a frame of strata's wire");
     const auto version = reader.get<uint16_t>();
     if (version != kVersion) {

@@ -15,7 +15,7 @@ inline constexpr size_t kMaxHelloBytes = size_t{4} << 10;
 inline constexpr size_t kMaxQueuedBytes = size_t{1} << 30;
 inline constexpr size_t kMaxConnections = 256;
 
-inline constexpr std::chrono::milliseconds kHelloTimeout{5000};
+inline constexpr std::chrono::milliseconds kHelloTimeout{5000}; // for TLS's handshake as well
 inline constexpr std::chrono::milliseconds kConnectTimeout{5000};
 // A connection without other traffic carries a ping this often, and one that carries nothing for so long is dead.
 inline constexpr std::chrono::milliseconds kPingInterval{2000};

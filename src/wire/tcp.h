@@ -3,6 +3,7 @@
 #include "base/unique_fd.h"
 #include "wire/address.h"
 #include "wire/network.h"
+#include "wire/tls.h"
 
 #include <atomic>
 #include <condition_variable>
@@ -19,7 +20,8 @@ class TcpChannel;
 // are; a frame goes from one program's thread to the other's in one write and one read.
 class TcpNetwork : public Network {
 public:
-    TcpNetwork();
+    // With a context all connections are TLS, both ways.
+    explicit TcpNetwork(std::shared_ptr<const TlsContext> tls = nullptr);
     ~TcpNetwork() override; // ends all connections and waits for their threads
 
     absl::StatusOr<std::shared_ptr<Channel>> connect(const std::string & address,
@@ -39,6 +41,7 @@ private:
     void attend();                                           // the thread that flushes and pings
     void wake();
 
+    const std::shared_ptr<const TlsContext> tls_;
     std::mutex mutex_;
     std::list<std::shared_ptr<TcpChannel>> channels_;
     std::list<Listener> listeners_;
