@@ -62,7 +62,7 @@ TestCa::~TestCa() {
 std::filesystem::path TestCa::issue(const std::string & name, int days) const {
     EVP_PKEY * key = EVP_EC_gen("P-256");
     X509 * certificate = make_certificate(name, key, certificate_, key_, days);
-    const auto folder = folder_ / name;
+    auto folder = folder_ / name;
     std::filesystem::create_directory(folder);
     write_pem(folder / "ca.pem", [&](FILE * file) { return PEM_write_X509(file, certificate_); });
     write_pem(folder / "cert.pem", [&](FILE * file) { return PEM_write_X509(file, certificate); });
