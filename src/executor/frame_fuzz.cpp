@@ -2,17 +2,13 @@
 // peer, and as an executor that is asked for blobs. Whatever comes, the one who behaves gets right answers, and nothing
 // remains of either.
 #include "base/check.h"
-#include "executor/blob_store_testing.h"
-#include "executor/executor.h"
+#include "executor/executor_testing.h"
 #include "executor/op_check_runner.h"
-#include "wire/limits.h"
-#include "wire/simulated_network.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
-#include <filesystem>
 #include <list>
 #include <map>
 #include <numeric>
@@ -27,6 +23,7 @@ using wire::Simulation;
 
 constexpr uint64_t kMemoryLimitBytes = 8 << 20;
 constexpr uint64_t kKeptBlobsBytes = 1 << 20;
+constexpr double kFirstTurn = 500;   // so that graphs run in pieces
 constexpr int kMostEvents = 1 << 20; // more is a loop
 constexpr uint64_t kBase = 0x10000;  // of the address space
 constexpr uint64_t kSlotBytes = 64 << 10;
@@ -54,53 +51,8 @@ const std::array<KnownBlob, 4> & known_blobs() {
     return blobs;
 }
 
-std::vector<uint8_t> join(std::span<const uint8_t> head, std::span<const uint8_t> payload) {
-    std::vector<uint8_t> out(head.begin(), head.end());
-    out.insert(out.end(), payload.begin(), payload.end());
-    return out;
-}
-
-// One connection to the executor, or of it.
-class Wire : public wire::ChannelHandler {
-public:
-    size_t max_body_bytes() const override { return wire::kMaxFrameBytes; }
-    absl::Status on_frame(const wire::Frame &) override { return absl::OkStatus(); }
-    void on_closed(const absl::Status & reason) override { closed_ = reason; }
-
-    void open(SimulatedNetwork::Machine & machine, std::shared_ptr<Wire> self) {
-        channel_ = *machine.connect("executor", std::move(self));
-    }
-    void accept(std::shared_ptr<wire::Channel> channel) { channel_ = std::move(channel); }
-    void send(FrameType type, std::span<const uint8_t> body, uint64_t sequence = 0) {
-        wire::FrameHeader header;
-        header.type = type;
-        header.sequence = sequence;
-        send(header, body);
-    }
-    void send(const wire::FrameHeader & header, std::span<const uint8_t> body) { channel_->send(header, body); }
-    void send(std::span<const wire::Command> commands) {
-        wire::Writer writer;
-        for (const wire::Command & command : commands) wire::encode(writer, command);
-        send(FrameType::kCommands, writer.bytes(), ++sequence_);
-    }
-    void greet(wire::Role role, uint8_t token) {
-        send(FrameType::kHello, wire::Hello{"test", role, {token}, 0, "a driver"}.encode());
-    }
-    void send_blob(const KnownBlob & blob) {
-        send(FrameType::kBlob, join(wire::encode(wire::BlobHead{blob.digest, 0, blob.bytes.size()}), blob.bytes));
-    }
-    void close() { channel_->close(absl::OkStatus()); }
-    const absl::Status & closed() const { return closed_; } // not OK: it is
-    uint64_t next_sequence() { return ++sequence_; }
-
-private:
-    std::shared_ptr<wire::Channel> channel_;
-    absl::Status closed_;
-    uint64_t sequence_ = 0;
-};
-
 // Computes a + b * w, where w lies in a blob.
-class Behaving : public Wire {
+class Behaving : public TestWire {
 public:
     static constexpr uint8_t kToken = 99;
 
@@ -141,7 +93,7 @@ public:
         if (frame.header.type == FrameType::kBlobState) {
             const auto answer = wire::decode_blob_answer(body);
             STRATA_CHECK(answer.ok() && answer->state != wire::BlobState::kMissing);
-            if (answer->state == wire::BlobState::kNeed) send_blob(known_blobs()[0]);
+            if (answer->state == wire::BlobState::kNeed) send_blob(known_blobs()[0].digest, known_blobs()[0].bytes);
         }
         if (frame.header.type == FrameType::kResult) {
             const auto head = wire::decode_result(body);
@@ -172,7 +124,7 @@ public:
         , machine_(machine) {}
 
     std::shared_ptr<wire::ChannelHandler> on_connection(std::shared_ptr<wire::Channel> channel) override {
-        auto & taken = wires_.emplace_back(std::make_shared<Wire>());
+        auto & taken = wires_.emplace_back(std::make_shared<TestWire>());
         taken->accept(std::move(channel));
         return taken;
     }
@@ -181,7 +133,7 @@ public:
     void act() {
         if (wires_.empty()) return connect(static_cast<wire::Role>(1 + input_.below(3)), kToken);
         if (wires_.size() > kMostWires) wires_.erase(wires_.begin() + 1);
-        Wire & wire = *wires_[input_.below(4) % wires_.size()];
+        TestWire & wire = *wires_[input_.below(4) % wires_.size()];
         switch (input_.below(16)) {
         case 0: // any bytes
             return wire.send(frame_type(), input_.bytes(input_.below(200)), wire.next_sequence());
@@ -199,8 +151,10 @@ public:
             return connect(static_cast<wire::Role>(1 + input_.below(3)), static_cast<uint8_t>(1 + input_.below(4)));
         case 4:
             return hello(wire);
-        case 5:
-            return wire.send_blob(any_blob());
+        case 5: {
+            const KnownBlob & blob = any_blob();
+            return wire.send_blob(blob.digest, blob.bytes);
+        }
         case 6:
             return wire.send(FrameType::kBlob, join(wire::encode(blob_head()), input_.bytes(input_.below(300))));
         case 7:
@@ -226,11 +180,11 @@ private:
     static constexpr size_t kMostWires = 8;
 
     void connect(wire::Role role, uint8_t token) {
-        auto & made = wires_.emplace_back(std::make_shared<Wire>());
+        auto & made = wires_.emplace_back(std::make_shared<TestWire>());
         made->open(machine_, made);
         made->greet(role, token);
     }
-    void hello(Wire & wire) {
+    void hello(TestWire & wire) {
         wire::Hello hello{"test", static_cast<wire::Role>(input_.below(5)), {token()}, 0, "x"};
         if (input_.below(4) == 0) hello.build = "other";
         if (input_.below(4) == 0) hello.device = static_cast<uint16_t>(number());
@@ -424,7 +378,7 @@ private:
 
     FuzzInput & input_;
     SimulatedNetwork::Machine & machine_;
-    std::vector<std::shared_ptr<Wire>> wires_;
+    std::vector<std::shared_ptr<TestWire>> wires_;
     std::list<std::vector<uint8_t>> graphs_; // frames point into them until they are encoded
     std::vector<wire::GraphHash> hashes_;
 };
@@ -438,20 +392,13 @@ public:
         , machine_(network_.add("executor"))
         , stranger_machine_(network_.add("stranger"))
         , stranger_(std::make_shared<Stranger>(input, stranger_machine_)) {
-        std::vector<std::unique_ptr<Device>> devices;
-        devices.push_back(
-            std::make_unique<Device>(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), 1, simulation_));
-        devices.back()->start();
-        ExecutorOptions options;
-        options.name = "executor";
-        options.build = "test";
-        options.folder = std::filesystem::temp_directory_path();
-        options.store = std::make_shared<MemoryBlobStore>();
+        auto device = std::make_unique<Device>(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), 1, simulation_);
+        device->start();
+        ExecutorOptions options = test_options(simulation_);
         options.memory_limit_bytes = kMemoryLimitBytes;
         options.kept_blobs_bytes = kKeptBlobsBytes;
-        options.runtime = &simulation_;
-        executor_ = std::make_shared<Executor>(machine_, options, std::move(devices));
-        STRATA_CHECK(machine_.listen("", executor_).ok());
+        options.first_turn_operations = kFirstTurn;
+        executor_ = start_executor(machine_, std::move(device), options);
     }
 
     void run() {

@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "executor/op_check.h"
+#include "executor/op_cost.h"
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
 
@@ -26,6 +27,8 @@ namespace {
 
 constexpr size_t kSlotBytes = size_t{1} << 20;
 constexpr size_t kSlots = GGML_MAX_SRC + 1;
+constexpr double kMostOperations = 1e9;
+constexpr double kMostScratchBytes = 1e8;
 
 size_t page_bytes() {
     return static_cast<size_t>(sysconf(_SC_PAGESIZE));
@@ -362,11 +365,13 @@ void compute(ggml_tensor & node, int threads) {
         ggml_graph_add_node(graph, each);
     }
     guarded_scratch().enabled = true;
+    guarded_scratch().most_bytes = 0;
     ggml_backend_t backend = start_backend(threads);
     const ggml_status status = ggml_backend_graph_compute(backend, graph);
     ggml_backend_free(backend);
     guarded_scratch().enabled = false;
     STRATA_CHECK(status == GGML_STATUS_SUCCESS);
+    STRATA_CHECK(static_cast<double>(guarded_scratch().most_bytes) <= op_cost(node, threads).scratch_bytes);
 }
 
 } // namespace
@@ -480,6 +485,11 @@ NodeRunner::Result NodeRunner::run(OwnedNode node, bool repack, int threads, uin
     result.accepted = status.ok();
     result.refusal = std::string(status.message());
     if (!result.accepted) return result;
+    const OpCost cost = op_cost(node.node(), threads);
+    if (cost.operations > kMostOperations || cost.scratch_bytes > kMostScratchBytes) {
+        result.refusal = "too much to do";
+        return result;
+    }
     for (const IndexRule & rule : index_rules(node.node())) {
         if (random.below(8) != 0) fill_indices(random, rule);
         const absl::Status indices = check_indices(rule);
