@@ -17,7 +17,7 @@ ninja -C build/fuzz "${fuzzers[@]/%/_fuzz}"
 
 fuzz() { # NAME
   mkdir -p "build/fuzz/corpus/$1"
-  build/fuzz/fuzz/"$1_fuzz" -max_total_time="${FUZZ_SECONDS:-60}" -max_len="${longest[$1]}" -rss_limit_mb=1024 -timeout=60 \
+  build/fuzz/fuzz/"$1_fuzz" -max_total_time="${FUZZ_SECONDS:-60}" -max_len="${longest[$1]}" -rss_limit_mb=1024 -timeout=60 -entropic=0 \
     -print_final_stats=1 -artifact_prefix="build/fuzz/findings/$1-" "build/fuzz/corpus/$1" "tests/corpus/$1" \
     >"build/fuzz/$1.log" 2>&1 || { tail -60 "build/fuzz/$1.log"; die "$1: a finding, see build/fuzz/$1.log"; }
   awk -v name="$1" '/number_of_executed_units/ {print name ": " $2 " inputs, no finding"}' "build/fuzz/$1.log"

@@ -132,7 +132,10 @@ public:
     void begin() { connect(wire::Role::kDriver, kToken); }
     void act() {
         if (wires_.empty()) return connect(static_cast<wire::Role>(1 + input_.below(3)), kToken);
-        if (wires_.size() > kMostWires) wires_.erase(wires_.begin() + 1);
+        if (wires_.size() > kMostWires) {
+            wires_[1]->close();
+            wires_.erase(wires_.begin() + 1);
+        }
         TestWire & wire = *wires_[input_.below(4) % wires_.size()];
         switch (input_.below(16)) {
         case 0: // any bytes
