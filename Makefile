@@ -64,7 +64,7 @@ lint: ## formatting, warnings as errors, headers by themselves, clang-tidy, shel
 	@scripts/install-deps.sh build lint
 	@scripts/lint.sh
 
-fuzz: ## fuzz what parses untrusted bytes, 60 seconds each (FUZZ_SECONDS=N)
+fuzz: ## fuzz what untrusted bytes reach, 60 seconds each (FUZZ_SECONDS=N FUZZERS="frame op_check gguf")
 	@scripts/install-deps.sh build fuzz
 	@scripts/fuzz.sh
 

@@ -16,12 +16,17 @@ function(strata_test name)
   gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 300)
 endfunction()
 
-# strata_fuzz(NAME SOURCES ... [LINK ...]): a libFuzzer program, built with clang and -DSTRATA_FUZZ=ON only.
-function(strata_fuzz name)
+# strata_fuzz(NAME SOURCES ... [LINK ...]): with clang and -DSTRATA_FUZZ=ON the libFuzzer program NAME_fuzz, else a test that
+# runs its cases in tests/corpus/NAME.
+function(strata_fuzz case_folder)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LINK" ${ARGN})
+  set(name ${case_folder}_fuzz)
   if(NOT STRATA_FUZZ)
+    strata_test(${name}_test SOURCES ${ARG_SOURCES} ${PROJECT_SOURCE_DIR}/src/base/fuzz_cases_test.cpp LINK ${ARG_LINK})
+    target_compile_definitions(${name}_test PRIVATE STRATA_FUZZER=${name}
+                                                       STRATA_CASES="${PROJECT_SOURCE_DIR}/tests/corpus/${case_folder}")
     return()
   endif()
-  cmake_parse_arguments(ARG "" "" "SOURCES;LINK" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_LINK})
   target_link_options(${name} PRIVATE -fsanitize=fuzzer)

@@ -17,9 +17,9 @@ Function lookup(ggml_backend_dev_t device, const char * name) {
 } // namespace
 
 Device::Device(ggml_backend_dev_t device, int threads, Runtime & runtime)
-    : runtime_(runtime)
-    , threads_(threads) {
+    : runtime_(runtime) {
     traits_.device = device;
+    traits_.threads = threads;
     backend_.reset(ggml_backend_dev_init(device, nullptr));
     STRATA_CHECK(backend_ != nullptr);
     if (const auto extra = lookup<ggml_backend_dev_get_extra_bufts_t>(device, "ggml_backend_dev_get_extra_bufts")) {
@@ -61,9 +61,7 @@ void Device::wake() {
 
 void Device::add(std::shared_ptr<Work> work) {
     const std::lock_guard lock(mutex_);
-    int64_t least = 0; // a newcomer does not make up for the time before it came
-    for (const Entry & entry : entries_) least = entry.ready ? std::max(least, entry.used_ns) : least;
-    entries_.push_back({std::move(work), least, false});
+    entries_.push_back({std::move(work), served_ns_, false});
 }
 
 void Device::remove(const Work * work) {
@@ -76,21 +74,8 @@ void Device::ready(const Work * work) {
         const std::lock_guard lock(mutex_);
         const auto entry = std::ranges::find_if(entries_, [&](const Entry & e) { return e.work.get() == work; });
         if (entry == entries_.end() || entry->ready) return;
-        // Who was idle does not save up time either.
-        int64_t least = INT64_MAX;
-        for (const Entry & other : entries_) {
-            if (other.ready) least = std::min(least, other.used_ns);
-        }
-        if (least != INT64_MAX) entry->used_ns = std::max(entry->used_ns, least);
+        entry->used_ns = std::max(entry->used_ns, served_ns_); // who was idle does not save up time
         entry->ready = true;
-    }
-    wake();
-}
-
-void Device::all_ready() {
-    {
-        const std::lock_guard lock(mutex_);
-        for (Entry & entry : entries_) entry.ready = true;
     }
     wake();
 }
@@ -105,6 +90,7 @@ bool Device::work_once() {
         }
         if (next == nullptr) return false;
         next->ready = false;
+        served_ns_ = std::max(served_ns_, next->used_ns);
         work = next->work;
     }
     const auto begin = runtime_.clock().now();

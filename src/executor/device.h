@@ -15,7 +15,7 @@ class Work {
 public:
     virtual ~Work() = default;
     enum class Outcome { kMore, kWaits };
-    // Does a bounded piece: at most one graph. Called by one thread at a time.
+    // Does a piece, of kTurn at most as far as it can tell, and no more than one graph. Called by one thread at a time.
     virtual Outcome work() = 0;
 };
 
@@ -27,7 +27,7 @@ public:
 
     const DeviceTraits & traits() const { return traits_; }
     ggml_backend_t backend() const { return backend_.get(); }
-    int threads() const { return threads_; }
+    int threads() const { return traits_.threads; }
     const Clock & clock() const { return runtime_.clock(); }
 
     // Starts a thread that works; without it, somebody calls work_once().
@@ -39,25 +39,24 @@ public:
     void remove(const Work * work);
     // There may be something to do for it.
     void ready(const Work * work);
-    void all_ready();
 
 private:
     struct Entry {
         std::shared_ptr<Work> work;
-        int64_t used_ns = 0;
+        int64_t used_ns = 0; // or as much as if it had always been there and busy
         bool ready = false;
     };
 
     void wake();
 
     Runtime & runtime_;
-    const int threads_;
     DeviceTraits traits_;
     ggml_backend_ptr backend_;
     std::shared_ptr<void> threadpool_;
 
     std::mutex mutex_;
     std::vector<Entry> entries_;
+    int64_t served_ns_ = 0; // used_ns of who was served last: nobody who waits has used less
     std::unique_ptr<Runtime::Worker> worker_;
 };
 

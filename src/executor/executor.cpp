@@ -135,7 +135,10 @@ Executor::Executor(wire::Network & network, ExecutorOptions options, std::vector
           },
           [this](const std::string & line) { log(line); }) {}
 
-Executor::~Executor() = default;
+// Nothing works for a session any more when what it uses here ends.
+Executor::~Executor() {
+    for (const auto & device : devices_) device->stop();
+}
 
 std::shared_ptr<wire::ChannelHandler> Executor::on_connection(std::shared_ptr<wire::Channel> channel) {
     return std::make_shared<Connection>(shared_from_this(), std::move(channel));
@@ -147,7 +150,7 @@ absl::StatusOr<std::shared_ptr<Session>> Executor::open_session(const wire::Hell
         return absl::NotFoundError(fmt::format("there is no device {} here, only {}", hello.device, devices_.size()));
     }
     Device & device = *devices_[hello.device];
-    auto session = std::make_shared<Session>(*this, device, channel, hello, options_.memory_limit_bytes);
+    auto session = std::make_shared<Session>(*this, device, channel, hello, options_);
     const std::lock_guard lock(mutex_);
     if (!sessions_.emplace(hello.token, session).second) return absl::AlreadyExistsError("this lane is here already");
     device.add(session);

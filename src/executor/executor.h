@@ -20,6 +20,7 @@ struct ExecutorOptions {
     std::shared_ptr<BlobStore> store;         // for those that are to be kept; nullptr: there is none
     uint64_t memory_limit_bytes = UINT64_MAX; // for each driver
     uint64_t kept_blobs_bytes = UINT64_MAX;   // of blobs in memory that nobody uses now
+    double first_turn_operations = kFirstTurnOperations;
     std::function<void(const std::string &)> log = [](const std::string &) {};
     Runtime * runtime = &Runtime::real();
 };

@@ -12,12 +12,24 @@ inline constexpr uint64_t kMaxAddressSpaceBytes = uint64_t{1} << 44; // reserved
 inline constexpr size_t kMaxGraphs = 256;
 inline constexpr size_t kMaxGraphBytes = size_t{256} << 20;
 inline constexpr size_t kMaxPeers = 256;
+// One node of a graph: a product with the largest vocabularies, attention over a million tokens. More would hold a
+// device for hours.
+inline constexpr double kMaxNodeOperations = 1e14;
+inline constexpr double kMaxScratchBytes = uint64_t{4} << 30;
+// How long a device works for one driver while others wait, about; one node goes on to its end.
+inline constexpr std::chrono::milliseconds kTurn{100};
+inline constexpr double kFirstTurnOperations = 1e9; // until it is known how long they take
+// Of a device's time for one graph.
+inline constexpr std::chrono::minutes kMaxGraphTime{30};
 inline constexpr size_t kMaxWeights = 1 << 20;
 inline constexpr size_t kMaxOffers = 1 << 14;
+inline constexpr size_t kMaxOffersBytes = size_t{256} << 20; // of what they say of their blobs
 // Weights lie at multiples of this in their blobs, as in every GGUF file that can be mapped.
 inline constexpr uint64_t kWeightAlignment = 32;
-// Commands that arrived and wait, and pushes that nobody expects yet.
+// Commands that arrived and wait, several times what a driver that counts its credit sends (mesh/limits.h), and pushes
+// that nobody expects yet.
 inline constexpr size_t kMaxInboxBytes = size_t{1} << 30;
+inline constexpr size_t kMaxInboxCommands = size_t{1} << 21;
 inline constexpr size_t kMaxArrivedBytes = size_t{1} << 30;
 // A driver hears of progress at least this often: it waits when it is far ahead (mesh/limits.h).
 inline constexpr uint32_t kFramesPerProgress = 8;

@@ -23,7 +23,7 @@ bool computes_nothing(const ggml_tensor & node);
 // so is a node that computes nothing.
 //
 // Holds for ggml built with NDEBUG, as all that is shipped: its assert()s look at values. An accepted node can still
-// ask for much scratch memory or time; limits on these are the caller's. InvalidArgument names the op and what is wrong
+// ask for much scratch memory or time: see op_cost.h. InvalidArgument names the op and what is wrong
 // with it.
 absl::Status check_op(const ggml_tensor & node);
 

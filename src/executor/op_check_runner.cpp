@@ -2,6 +2,7 @@
 
 #include "base/check.h"
 #include "executor/op_check.h"
+#include "executor/op_cost.h"
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
 
@@ -26,6 +27,8 @@ namespace {
 
 constexpr size_t kSlotBytes = size_t{1} << 20;
 constexpr size_t kSlots = GGML_MAX_SRC + 1;
+constexpr double kMostOperations = 1e9;
+constexpr double kMostScratchBytes = 1e8;
 
 size_t page_bytes() {
     return static_cast<size_t>(sysconf(_SC_PAGESIZE));
@@ -42,40 +45,43 @@ char * map_guarded(size_t bytes) {
     return start;
 }
 
-// ggml's scratch memory comes from operator new[].
-struct GuardedArrays {
+// ggml's scratch memory comes from ggml_aligned_malloc, below.
+struct GuardedScratch {
     std::mutex mutex;
     std::map<void *, std::pair<char *, size_t>> mappings; // by what was handed out
     bool enabled = false;
+    size_t most_bytes = 0; // at once, since it was enabled
 };
 
-GuardedArrays & guarded_arrays() {
-    static auto * arrays = new GuardedArrays;
-    return *arrays;
+GuardedScratch & guarded_scratch() {
+    static auto * scratch = new GuardedScratch;
+    return *scratch;
 }
 
-void * allocate_array(size_t bytes) {
-    constexpr size_t kAlignment = alignof(std::max_align_t);
+void * allocate_scratch(size_t bytes) {
+    constexpr size_t kAlignment = 64;
     constexpr size_t kMostGuarded = size_t{1} << 30;
-    GuardedArrays & arrays = guarded_arrays();
-    if (!arrays.enabled || bytes > kMostGuarded) return std::malloc(std::max<size_t>(bytes, 1));
+    GuardedScratch & scratch = guarded_scratch();
+    const size_t whole = (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+    if (!scratch.enabled || bytes > kMostGuarded) return std::aligned_alloc(kAlignment, whole);
     const size_t page = page_bytes();
-    const size_t inner = (bytes + page - 1) / page * page;
-    char * start = map_guarded(bytes);
-    void * out = start + inner - (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    const std::lock_guard lock(arrays.mutex);
-    arrays.mappings[out] = {start - page, inner + 2 * page};
+    const size_t inner = (whole + page - 1) / page * page;
+    char * start = map_guarded(whole);
+    void * out = start + inner - whole;
+    const std::lock_guard lock(scratch.mutex);
+    scratch.mappings[out] = {start - page, inner + 2 * page};
+    scratch.most_bytes = std::max(scratch.most_bytes, bytes);
     return out;
 }
 
-void free_array(void * pointer) {
-    GuardedArrays & arrays = guarded_arrays();
+void free_scratch(void * pointer) {
+    GuardedScratch & scratch = guarded_scratch();
     {
-        const std::lock_guard lock(arrays.mutex);
-        const auto found = arrays.mappings.find(pointer);
-        if (found != arrays.mappings.end()) {
+        const std::lock_guard lock(scratch.mutex);
+        const auto found = scratch.mappings.find(pointer);
+        if (found != scratch.mappings.end()) {
             munmap(found->second.first, found->second.second);
-            arrays.mappings.erase(found);
+            scratch.mappings.erase(found);
             return;
         }
     }
@@ -98,29 +104,10 @@ private:
     uint64_t state_;
 };
 
-// Zeros once they are used up.
-class Bytes {
-public:
-    explicit Bytes(std::span<const uint8_t> bytes)
-        : bytes_(bytes) {}
-    template <typename T>
-    T take() {
-        T out{};
-        const size_t count = std::min(sizeof out, bytes_.size());
-        std::memcpy(&out, bytes_.data(), count);
-        bytes_ = bytes_.subspan(count);
-        return out;
-    }
-    size_t below(size_t limit) { return take<uint16_t>() % limit; }
-
-private:
-    std::span<const uint8_t> bytes_;
-};
-
-int64_t changed_count(Bytes & bytes, int64_t count) {
-    switch (bytes.below(11)) {
+int64_t changed_count(FuzzInput & input, int64_t count) {
+    switch (input.below(11)) {
     case 9:
-        return bytes.below(4) == 0 ? 0 : 3;
+        return input.below(4) == 0 ? 0 : 3;
     case 0:
         return count + 1;
     case 1:
@@ -134,19 +121,19 @@ int64_t changed_count(Bytes & bytes, int64_t count) {
     case 5:
         return 2;
     case 6:
-        return static_cast<int64_t>(bytes.below(600)) + 1;
+        return static_cast<int64_t>(input.below(600)) + 1;
     case 7:
-        return (static_cast<int64_t>(bytes.below(4)) + 1) * 256;
+        return (static_cast<int64_t>(input.below(4)) + 1) * 256;
     case 8:
-        return static_cast<int64_t>(bytes.take<uint32_t>() >> 1);
+        return static_cast<int64_t>(input.take<uint32_t>() >> 1);
     default:
-        return count + static_cast<int64_t>(bytes.below(9));
+        return count + static_cast<int64_t>(input.below(9));
     }
 }
 
-size_t changed_stride(Bytes & bytes, const ggml_tensor & tensor, size_t stride) {
+size_t changed_stride(FuzzInput & input, const ggml_tensor & tensor, size_t stride) {
     const size_t size = ggml_type_size(tensor.type);
-    switch (bytes.below(9)) {
+    switch (input.below(9)) {
     case 0:
         return 0;
     case 1:
@@ -158,21 +145,21 @@ size_t changed_stride(Bytes & bytes, const ggml_tensor & tensor, size_t stride) 
     case 4:
         return stride * 2;
     case 5:
-        return tensor.nb[bytes.below(GGML_MAX_DIMS)];
+        return tensor.nb[input.below(GGML_MAX_DIMS)];
     case 6:
-        return size * bytes.below(5000);
+        return size * input.below(5000);
     case 7:
-        return bytes.take<uint64_t>();
+        return input.take<uint64_t>();
     default:
-        return stride + bytes.below(8);
+        return stride + input.below(8);
     }
 }
 
-int32_t changed_param(Bytes & bytes, int32_t value) {
+int32_t changed_param(FuzzInput & input, int32_t value) {
     constexpr float kFloats[] = {
         0.0F,  -1.0F, 1e-5F, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN(),
         3e38F, 7.5F};
-    switch (bytes.below(9)) {
+    switch (input.below(9)) {
     case 0:
         return 0;
     case 1:
@@ -184,13 +171,13 @@ int32_t changed_param(Bytes & bytes, int32_t value) {
     case 4:
         return static_cast<int32_t>(static_cast<uint32_t>(value) - 1);
     case 5:
-        return static_cast<int32_t>(bytes.below(64));
+        return static_cast<int32_t>(input.below(64));
     case 6:
-        return static_cast<int32_t>(bytes.take<uint32_t>());
+        return static_cast<int32_t>(input.take<uint32_t>());
     case 7:
         return INT32_MAX;
     default: {
-        const float chosen = kFloats[bytes.below(std::size(kFloats))];
+        const float chosen = kFloats[input.below(std::size(kFloats))];
         int32_t out = 0;
         std::memcpy(&out, &chosen, sizeof out);
         return out;
@@ -199,9 +186,9 @@ int32_t changed_param(Bytes & bytes, int32_t value) {
 }
 
 // All dimensions of one length get another, as if the node came from a model of other sizes.
-void resize_everywhere(Bytes & bytes, OwnedNode & node) {
-    const int64_t before = node.tensors[bytes.below(node.tensors.size())].ne[bytes.below(GGML_MAX_DIMS)];
-    const int64_t after = changed_count(bytes, before);
+void resize_everywhere(FuzzInput & input, OwnedNode & node) {
+    const int64_t before = node.tensors[input.below(node.tensors.size())].ne[input.below(GGML_MAX_DIMS)];
+    const int64_t after = changed_count(input, before);
     for (ggml_tensor & tensor : node.tensors) {
         for (int64_t & count : tensor.ne) {
             if (count == before) count = after;
@@ -210,42 +197,42 @@ void resize_everywhere(Bytes & bytes, OwnedNode & node) {
     }
 }
 
-void mutate(Bytes & bytes, OwnedNode & node) {
-    ggml_tensor & tensor = node.tensors[bytes.below(node.tensors.size())];
-    ggml_tensor & other = node.tensors[bytes.below(node.tensors.size())];
-    const size_t dim = bytes.below(GGML_MAX_DIMS);
-    const size_t other_dim = bytes.below(GGML_MAX_DIMS);
-    const auto source = [&]() -> ggml_tensor *& { return node.node().src[bytes.below(GGML_MAX_SRC)]; };
-    switch (bytes.below(16)) {
+void mutate(FuzzInput & input, OwnedNode & node) {
+    ggml_tensor & tensor = node.tensors[input.below(node.tensors.size())];
+    ggml_tensor & other = node.tensors[input.below(node.tensors.size())];
+    const size_t dim = input.below(GGML_MAX_DIMS);
+    const size_t other_dim = input.below(GGML_MAX_DIMS);
+    const auto source = [&]() -> ggml_tensor *& { return node.node().src[input.below(GGML_MAX_SRC)]; };
+    switch (input.below(16)) {
     case 0:
-        tensor.type = static_cast<ggml_type>(bytes.below(GGML_TYPE_COUNT));
+        tensor.type = static_cast<ggml_type>(input.below(GGML_TYPE_COUNT));
         break;
     case 1:
-        tensor.type = static_cast<ggml_type>(bytes.below(GGML_TYPE_COUNT));
+        tensor.type = static_cast<ggml_type>(input.below(GGML_TYPE_COUNT));
         make_contiguous(tensor);
         break;
     case 2:
-        tensor.ne[dim] = changed_count(bytes, tensor.ne[dim]);
+        tensor.ne[dim] = changed_count(input, tensor.ne[dim]);
         break;
     case 3:
-        tensor.ne[dim] = changed_count(bytes, tensor.ne[dim]);
+        tensor.ne[dim] = changed_count(input, tensor.ne[dim]);
         make_contiguous(tensor);
         break;
     case 4:
     case 5:
-        tensor.nb[dim] = changed_stride(bytes, tensor, tensor.nb[dim]);
+        tensor.nb[dim] = changed_stride(input, tensor, tensor.nb[dim]);
         break;
     case 6:
     case 7: {
-        int32_t & param = node.node().op_params[bytes.below(16)];
-        param = changed_param(bytes, param);
+        int32_t & param = node.node().op_params[input.below(16)];
+        param = changed_param(input, param);
         break;
     }
     case 8:
         std::swap(source(), source());
         break;
     case 9:
-        source() = bytes.below(2) == 0 ? nullptr : &tensor;
+        source() = input.below(2) == 0 ? nullptr : &tensor;
         break;
     case 10:
         std::swap(tensor.ne[dim], tensor.ne[other_dim]);
@@ -257,14 +244,14 @@ void mutate(Bytes & bytes, OwnedNode & node) {
         break;
     case 12:
     case 13:
-        resize_everywhere(bytes, node);
+        resize_everywhere(input, node);
         break;
     case 14:
-        node.storages[bytes.below(node.storages.size())] = node.storages[bytes.below(node.storages.size())];
+        node.storages[input.below(node.storages.size())] = node.storages[input.below(node.storages.size())];
         break;
     default:
-        if (bytes.below(8) == 0)
-            node.node().op = static_cast<ggml_op>(bytes.below(GGML_OP_COUNT));
+        if (input.below(8) == 0)
+            node.node().op = static_cast<ggml_op>(input.below(GGML_OP_COUNT));
         else
             std::copy_n(other.ne, GGML_MAX_DIMS, tensor.ne);
         break;
@@ -377,12 +364,14 @@ void compute(ggml_tensor & node, int threads) {
         each->flags |= GGML_TENSOR_FLAG_COMPUTE;
         ggml_graph_add_node(graph, each);
     }
-    guarded_arrays().enabled = true;
+    guarded_scratch().enabled = true;
+    guarded_scratch().most_bytes = 0;
     ggml_backend_t backend = start_backend(threads);
     const ggml_status status = ggml_backend_graph_compute(backend, graph);
     ggml_backend_free(backend);
-    guarded_arrays().enabled = false;
+    guarded_scratch().enabled = false;
     STRATA_CHECK(status == GGML_STATUS_SUCCESS);
+    STRATA_CHECK(static_cast<double>(guarded_scratch().most_bytes) <= op_cost(node, threads).scratch_bytes);
 }
 
 } // namespace
@@ -432,6 +421,17 @@ OwnedNode make_node(const NodeRecipe & recipe) {
     return out;
 }
 
+const NodeRecipe & chosen_recipe(FuzzInput & input) {
+    const std::span<const NodeRecipe> recipes = node_recipes();
+    return recipes[input.below(recipes.size())];
+}
+
+OwnedNode changed_node(FuzzInput & input, const NodeRecipe & recipe) {
+    OwnedNode node = make_node(recipe);
+    for (size_t left = input.below(5); left > 0; --left) mutate(input, node);
+    return node;
+}
+
 struct NodeRunner::Memory {
     std::array<char *, kSlots> slots{};
 };
@@ -446,16 +446,12 @@ NodeRunner::~NodeRunner() {
 }
 
 NodeRunner::Result NodeRunner::run(std::span<const uint8_t> bytes) {
-    Bytes take(bytes);
-    const std::span<const NodeRecipe> recipes = node_recipes();
-    const NodeRecipe & recipe = recipes[take.below(recipes.size())];
-    const bool repack = recipe.repackable && take.below(3) != 0;
-    const int threads = 1 + static_cast<int>(take.below(2));
-    const auto seed = take.take<uint64_t>();
-    OwnedNode node = make_node(recipe);
-    const size_t changes = take.below(5);
-    for (size_t i = 0; i < changes; ++i) mutate(take, node);
-    return run(std::move(node), repack, threads, seed);
+    FuzzInput input(bytes);
+    const NodeRecipe & recipe = chosen_recipe(input);
+    const bool repack = recipe.repackable && input.below(3) != 0;
+    const int threads = 1 + static_cast<int>(input.below(2));
+    const auto seed = input.take<uint64_t>();
+    return run(changed_node(input, recipe), repack, threads, seed);
 }
 
 NodeRunner::Result NodeRunner::run(OwnedNode node, bool repack, int threads, uint64_t data_seed) {
@@ -489,6 +485,11 @@ NodeRunner::Result NodeRunner::run(OwnedNode node, bool repack, int threads, uin
     result.accepted = status.ok();
     result.refusal = std::string(status.message());
     if (!result.accepted) return result;
+    const OpCost cost = op_cost(node.node(), threads);
+    if (cost.operations > kMostOperations || cost.scratch_bytes > kMostScratchBytes) {
+        result.refusal = "too much to do";
+        return result;
+    }
     for (const IndexRule & rule : index_rules(node.node())) {
         if (random.below(8) != 0) fill_indices(random, rule);
         const absl::Status indices = check_indices(rule);
@@ -504,14 +505,12 @@ NodeRunner::Result NodeRunner::run(OwnedNode node, bool repack, int threads, uin
 
 } // namespace strata::executor
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-void * operator new[](size_t bytes) {
-    return strata::executor::allocate_array(bytes);
+// Instead of libggml-base's.
+extern "C" {
+__attribute__((visibility("default"))) void * ggml_aligned_malloc(size_t bytes) {
+    return strata::executor::allocate_scratch(bytes);
 }
-void operator delete[](void * pointer) noexcept {
-    strata::executor::free_array(pointer);
+__attribute__((visibility("default"))) void ggml_aligned_free(void * pointer, size_t /*bytes*/) {
+    strata::executor::free_scratch(pointer);
 }
-void operator delete[](void * pointer, size_t /*bytes*/) noexcept {
-    strata::executor::free_array(pointer);
 }
-#endif

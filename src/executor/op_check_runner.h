@@ -1,5 +1,6 @@
 #pragma once
 
+#include "executor/fuzz_input.h"
 #include "executor/op_check_nodes.h"
 
 #include <cstdint>
@@ -25,6 +26,10 @@ void make_contiguous(ggml_tensor & tensor);
 
 // Its tensors lie far apart, at addresses where there is no memory.
 OwnedNode make_node(const NodeRecipe & recipe);
+
+// What a fuzzer's input makes of a recipe.
+const NodeRecipe & chosen_recipe(FuzzInput & input);
+OwnedNode changed_node(FuzzInput & input, const NodeRecipe & recipe);
 
 // Runs nodes on ggml's CPU backend such that an access outside of a tensor's memory, or of ggml's scratch memory, is a
 // crash: they lie directly before or after memory that must not be touched.

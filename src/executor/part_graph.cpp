@@ -1,6 +1,7 @@
 #include "executor/part_graph.h"
 
 #include "executor/op_check.h"
+#include "executor/op_cost.h"
 
 #include <fmt/format.h>
 #include <ggml-impl.h>
@@ -52,13 +53,16 @@ absl::StatusOr<std::unique_ptr<PartGraph>> PartGraph::build(const wire::Graph & 
     if (part->context_ == nullptr) return absl::ResourceExhaustedError("no memory for a graph");
     part->graph_ = ggml_new_graph_custom(part->context_.get(), std::max<size_t>(count, 1), false);
     part->tensors_.reserve(count);
-    for (size_t i = 0; i < count; ++i) STRATA_RETURN_IF_ERROR(part->add(graph.tensors[i], i, memory, weights));
+    for (size_t i = 0; i < count; ++i)
+        STRATA_RETURN_IF_ERROR(part->add(graph.tensors[i], i, memory, weights, device.threads));
+    part->written_.clear();
     part->place_weights(device);
     part->count_uses();
     return part;
 }
 
-absl::Status PartGraph::add(const wire::GraphTensor & from, size_t place, Memory & memory, BoundWeights & weights) {
+absl::Status PartGraph::add(const wire::GraphTensor & from, size_t place, Memory & memory, BoundWeights & weights,
+                            int threads) {
     if (from.type >= GGML_TYPE_COUNT || ggml_blck_size(static_cast<ggml_type>(from.type)) == 0) {
         return wrong(place, fmt::format("unknown type {}", from.type));
     }
@@ -101,10 +105,15 @@ absl::Status PartGraph::add(const wire::GraphTensor & from, size_t place, Memory
     // The kernels that dequantize look there for the result's layout. As in ggml_cast.
     if (tensor->op == GGML_OP_CPY) tensor->src[1] = tensor;
     STRATA_RETURN_IF_ERROR(check_op(*tensor));
+    const OpCost cost = op_cost(*tensor, threads);
+    STRATA_RETURN_IF_ERROR(check_cost(*tensor, cost));
+    operations_.push_back(cost.operations);
+    all_operations_ += cost.operations;
     for (const IndexRule & rule : index_rules(*tensor)) {
         checks_.push_back({graph_->n_nodes, written_before(*rule.index)});
     }
     graph_->nodes[graph_->n_nodes++] = tensor;
+    note_written(*tensor);
     return absl::OkStatus();
 }
 
@@ -132,20 +141,23 @@ absl::Status PartGraph::resolve_leaf(ggml_tensor & tensor, uint64_t address, Mem
 
 // Takes a weight's repacked form where all that use it in this graph can.
 void PartGraph::place_weights(const DeviceTraits & device) {
+    if (device.extra_bufts.empty()) return;
+    absl::flat_hash_map<const ggml_tensor *, std::vector<const ggml_tensor *>> users;
+    for (const Leaf & leaf : weight_leafs_) users[leaf.tensor];
+    for (int i = 0; i < graph_->n_nodes; ++i) {
+        for (const ggml_tensor * source : graph_->nodes[i]->src) {
+            if (const auto found = users.find(source); found != users.end()) found->second.push_back(graph_->nodes[i]);
+        }
+    }
     for (const Leaf & leaf : weight_leafs_) {
+        const auto & its_users = users[leaf.tensor]; // one that has it twice is there twice
+        if (its_users.empty()) continue;
         for (ggml_backend_buffer_type_t buft : device.extra_bufts) {
-            int users = 0;
-            const bool all = std::all_of(graph_->nodes, graph_->nodes + graph_->n_nodes, [&](const ggml_tensor * node) {
-                if (std::find(node->src, node->src + GGML_MAX_SRC, leaf.tensor) == node->src + GGML_MAX_SRC)
-                    return true;
-                ++users;
-                const bool first_only =
-                    node->src[0] == leaf.tensor &&
-                    std::find(node->src + 1, node->src + GGML_MAX_SRC, leaf.tensor) == node->src + GGML_MAX_SRC;
-                return first_only && (node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID) &&
-                       prefers(device, buft, *node);
+            const bool all = std::ranges::all_of(its_users, [&](const ggml_tensor * node) {
+                return node->src[0] == leaf.tensor && std::ranges::count(node->src, leaf.tensor) == 1 &&
+                       (node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID) && prefers(device, buft, *node);
             });
-            if (!all || users == 0) continue;
+            if (!all) continue;
             const ggml_tensor * repacked = leaf.blob->repacked(leaf.offset, buft, leaf.tensor->type, leaf.tensor->ne);
             if (repacked == nullptr) continue;
             leaf.tensor->data = repacked->data;
@@ -166,27 +178,46 @@ void PartGraph::count_uses() {
     }
 }
 
-absl::Status PartGraph::run(ggml_backend_t backend) try {
-    int begin = 0;
-    const auto compute_until = [&](int end) -> absl::Status {
-        if (end == begin) return absl::OkStatus();
-        ggml_cgraph view = ggml_graph_view(graph_, begin, end);
-        begin = end;
-        const ggml_status status = ggml_backend_graph_compute(backend, &view);
-        if (status == GGML_STATUS_SUCCESS) return absl::OkStatus();
-        return absl::InternalError(fmt::format("ggml: {}", ggml_status_to_string(status)));
-    };
-    for (const Check & check : checks_) {
-        if (!check.late) STRATA_RETURN_IF_ERROR(this->check(check));
+absl::StatusOr<bool> PartGraph::run(ggml_backend_t backend, double operations) {
+    if (next_ == 0) {
+        for (const Check & check : checks_) {
+            if (!check.late) STRATA_RETURN_IF_ERROR(this->check(check));
+        }
     }
-    for (const Check & check : checks_) {
+    const int end = end_of_piece(operations);
+    for (; next_check_ < checks_.size() && checks_[next_check_].node < end; ++next_check_) {
+        const Check & check = checks_[next_check_];
         if (!check.late) continue;
-        STRATA_RETURN_IF_ERROR(compute_until(check.node));
+        STRATA_RETURN_IF_ERROR(compute(backend, next_, check.node));
+        next_ = check.node;
         STRATA_RETURN_IF_ERROR(this->check(check));
     }
-    return compute_until(graph_->n_nodes);
-} catch (const std::bad_alloc &) { // of ggml's scratch memory
-    return absl::ResourceExhaustedError("no memory to run a graph");
+    STRATA_RETURN_IF_ERROR(compute(backend, next_, end));
+    next_ = end;
+    if (next_ < graph_->n_nodes) return false;
+    next_ = 0;
+    next_check_ = 0;
+    return true;
+}
+
+int PartGraph::end_of_piece(double operations) const {
+    if (next_ == 0 && all_operations_ <= operations) return graph_->n_nodes;
+    int end = next_;
+    do {
+        operations -= operations_[static_cast<size_t>(end++)];
+    } while (end < graph_->n_nodes && operations_[static_cast<size_t>(end)] <= operations);
+    // ggml's CPU kernels compute it and the product after it as one, with other roundings perhaps.
+    while (end < graph_->n_nodes && graph_->nodes[end - 1]->op == GGML_OP_RMS_NORM) ++end;
+    return end;
+}
+
+absl::Status PartGraph::compute(ggml_backend_t backend, int begin, int end) const {
+    if (begin == end) return absl::OkStatus();
+    ggml_cgraph view = ggml_graph_view(graph_, begin, end);
+    const ggml_status status = ggml_backend_graph_compute(backend, &view);
+    if (status == GGML_STATUS_SUCCESS) return absl::OkStatus();
+    if (status == GGML_STATUS_ALLOC_FAILED) return absl::ResourceExhaustedError("no memory to run a graph");
+    return absl::InternalError(fmt::format("ggml: {}", ggml_status_to_string(status)));
 }
 
 absl::Status PartGraph::check(const Check & check) const {
@@ -195,13 +226,23 @@ absl::Status PartGraph::check(const Check & check) const {
 }
 
 // By addresses: whoever sent the graph may have let tensors overlap.
-bool PartGraph::written_before(const ggml_tensor & tensor) const {
+void PartGraph::note_written(const ggml_tensor & tensor) {
     const auto * begin = static_cast<const uint8_t *>(tensor.data);
     const auto * end = begin + ggml_nbytes(&tensor);
-    return std::any_of(graph_->nodes, graph_->nodes + graph_->n_nodes, [&](const ggml_tensor * node) {
-        const auto * written = static_cast<const uint8_t *>(node->data);
-        return written < end && begin < written + ggml_nbytes(node);
-    });
+    auto next = written_.upper_bound(begin);
+    if (next != written_.begin() && std::prev(next)->second >= begin) --next;
+    while (next != written_.end() && next->first <= end) {
+        begin = std::min(begin, next->first);
+        end = std::max(end, next->second);
+        next = written_.erase(next);
+    }
+    written_.emplace(begin, end);
+}
+
+bool PartGraph::written_before(const ggml_tensor & tensor) const {
+    const auto * begin = static_cast<const uint8_t *>(tensor.data);
+    const auto next = written_.lower_bound(begin + ggml_nbytes(&tensor));
+    return next != written_.begin() && std::prev(next)->second > begin;
 }
 
 } // namespace strata::executor

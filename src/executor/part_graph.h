@@ -7,7 +7,7 @@
 #include <absl/container/flat_hash_map.h>
 #include <ggml-cpp.h>
 
-#include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -30,6 +30,7 @@ using BoundWeights = std::map<uint64_t, BoundWeight>;
 struct DeviceTraits {
     ggml_backend_dev_t device = nullptr;
     std::vector<ggml_backend_buffer_type_t> extra_bufts; // such as CPU_REPACK, in order of preference
+    int threads = 1;
 };
 
 // A graph of a driver made ready to run here: checked, its addresses resolved, its weights in the device's layout.
@@ -39,8 +40,9 @@ public:
     static absl::StatusOr<std::unique_ptr<PartGraph>> build(const wire::Graph & graph, Memory & memory,
                                                             BoundWeights & weights, const DeviceTraits & device);
 
-    // Runs it; looks at indices right before the nodes that use them.
-    absl::Status run(ggml_backend_t backend);
+    // Runs it, or goes on with it: so many operations (op_cost.h), and one node at least. False: there is more to do.
+    // Looks at indices right before the nodes that use them.
+    absl::StatusOr<bool> run(ggml_backend_t backend, double operations);
 
 private:
     // Indices that a node relies on. `late`: an earlier node of the graph writes them.
@@ -49,11 +51,15 @@ private:
         bool late = false;
     };
 
-    absl::Status add(const wire::GraphTensor & from, size_t place, Memory & memory, BoundWeights & weights);
+    absl::Status add(const wire::GraphTensor & from, size_t place, Memory & memory, BoundWeights & weights,
+                     int threads);
     absl::Status resolve_leaf(ggml_tensor & tensor, uint64_t address, Memory & memory, BoundWeights & weights);
     void place_weights(const DeviceTraits & device);
     void count_uses();
+    void note_written(const ggml_tensor & tensor);
     bool written_before(const ggml_tensor & tensor) const;
+    int end_of_piece(double operations) const;
+    absl::Status compute(ggml_backend_t backend, int begin, int end) const;
     absl::Status check(const Check & check) const;
 
     ggml_context_ptr context_;
@@ -67,6 +73,12 @@ private:
     std::vector<Leaf> weight_leafs_;
     std::vector<std::shared_ptr<Blob>> held_;
     std::vector<Check> checks_;
+    std::vector<double> operations_; // of each node
+    double all_operations_ = 0;
+    std::map<const uint8_t *, const uint8_t *> written_; // begins and ends of what nodes write, joined
+    // Where the next piece begins.
+    int next_ = 0;
+    size_t next_check_ = 0;
 };
 
 } // namespace strata::executor

@@ -12,15 +12,15 @@
 #include <optional>
 
 namespace strata::executor {
-
 Session::Session(Executor & executor, Device & device, std::shared_ptr<wire::Channel> channel,
-                 const wire::Hello & hello, uint64_t memory_limit_bytes)
+                 const wire::Hello & hello, const ExecutorOptions & options)
     : executor_(executor)
     , device_(device)
     , channel_(std::move(channel))
     , name_(hello.name)
     , token_(hello.token)
-    , memory_(memory_limit_bytes) {}
+    , memory_(options.memory_limit_bytes)
+    , turn_operations_(options.first_turn_operations) {}
 
 Session::~Session() = default;
 
@@ -35,7 +35,7 @@ absl::Status Session::on_frame(const wire::Frame & frame) {
     }
     STRATA_ASSIGN_OR_RETURN(auto commands, wire::decode_commands(frame.body()));
     {
-        std::unique_lock lock(mutex_);
+        const std::lock_guard lock(mutex_);
         if (frame.header.sequence != next_sequence_) {
             return absl::InvalidArgumentError(
                 fmt::format("frame {} came instead of {}", frame.header.sequence, next_sequence_));
@@ -46,10 +46,12 @@ absl::Status Session::on_frame(const wire::Frame & frame) {
         }
         generation_ = frame.header.generation;
         epoch_ = frame.header.epoch;
-        executor_.runtime().wait(lock, room_,
-                                 [&] { return ended_ || inbox_.empty() || inbox_bytes_ <= kMaxInboxBytes; });
         if (ended_) return absl::CancelledError("ended");
         inbox_bytes_ += frame.header.body_bytes;
+        inbox_commands_ += 1 + commands.size();
+        if (inbox_bytes_ > kMaxInboxBytes || inbox_commands_ > kMaxInboxCommands) {
+            return absl::ResourceExhaustedError("the driver is too far ahead of this executor");
+        }
         inbox_.push_back({frame, std::move(commands)});
     }
     device_.ready(this);
@@ -84,7 +86,6 @@ void Session::end() {
     for (const auto & channel : channels) {
         if (const auto open = channel.lock()) open->close(absl::OkStatus());
     }
-    room_.notify_all();
     device_.remove(this);
 }
 
@@ -127,6 +128,8 @@ void Session::arrived(const wire::OfferBlob & offer, const absl::StatusOr<std::s
 
 Work::Outcome Session::work() {
     bool computed = false; // one graph at a time; what follows it goes out at once, since others wait for it
+    bool begun = false;
+    const auto end_of_turn = device_.clock().now() + kTurn;
     while (true) {
         // end() may empty the queue meanwhile, so the commands are taken out while they run; their place stays.
         std::vector<wire::Command> commands;
@@ -134,7 +137,7 @@ Work::Outcome Session::work() {
         size_t next = 0;
         {
             const std::lock_guard lock(mutex_);
-            if (ended_ || inbox_.empty()) return Outcome::kWaits;
+            if (ended_ || failed_ || inbox_.empty()) return Outcome::kWaits;
             Pending & pending = inbox_.front();
             commands = std::move(pending.commands);
             frame = pending.frame;
@@ -143,7 +146,7 @@ Work::Outcome Session::work() {
         std::optional<Outcome> outcome; // the end of this piece of work
         for (; next < commands.size() && !outcome; ++next) {
             const bool is_graph = std::holds_alternative<wire::Compute>(commands[next]);
-            if (is_graph && computed) {
+            if ((is_graph && computed) || (std::exchange(begun, true) && device_.clock().now() > end_of_turn)) {
                 outcome = Outcome::kMore;
                 break;
             }
@@ -153,7 +156,7 @@ Work::Outcome Session::work() {
                 return Outcome::kWaits;
             }
             if (!*done) {
-                outcome = Outcome::kWaits;
+                outcome = graph_begun_ ? Outcome::kMore : Outcome::kWaits;
                 break;
             }
             computed = computed || is_graph;
@@ -164,6 +167,7 @@ Work::Outcome Session::work() {
             if (ended_) return Outcome::kWaits;
             if (whole) {
                 inbox_bytes_ -= frame.header.body_bytes;
+                inbox_commands_ -= 1 + commands.size();
                 inbox_.pop_front();
             } else {
                 inbox_.front().commands = std::move(commands);
@@ -172,7 +176,6 @@ Work::Outcome Session::work() {
         }
         if (whole) {
             done_sequence_.store(frame.header.sequence);
-            room_.notify_all();
             if (++frames_since_progress_ >= kFramesPerProgress || graphs_run_ - graphs_told_ >= kGraphsPerProgress) {
                 const auto body = wire::encode(wire::Progress{frame.header.sequence, graphs_run_, busy_ns_});
                 const std::span<const uint8_t> piece = body;
@@ -189,6 +192,7 @@ absl::StatusOr<bool> Session::run(const wire::Command & command) {
 
 void Session::fail(const absl::Status & status) {
     executor_.log(fmt::format("{}: {}", channel_->peer(), std::string(status.message())));
+    failed_ = true;
     channel_->close(status);
 }
 
@@ -306,7 +310,12 @@ absl::StatusOr<bool> Session::execute(const wire::DropBytes & command) {
 absl::StatusOr<bool> Session::execute(const wire::OfferBlob & command) {
     if (offers_.size() >= kMaxOffers) return absl::ResourceExhaustedError("too many offers");
     if (command.bytes > kMaxAddressSpaceBytes) return absl::InvalidArgumentError("a blob that is too large");
-    offers_[command.digest] = command.bytes;
+    Offer & offer = offers_[command.digest];
+    offers_held_bytes_ -= offer.held_bytes;
+    offer = {command.bytes, command.parts.size() * sizeof(wire::BlobPart)};
+    for (const std::string & source : command.sources) offer.held_bytes += sizeof source + source.size();
+    offers_held_bytes_ += offer.held_bytes;
+    if (offers_held_bytes_ > kMaxOffersBytes) return absl::ResourceExhaustedError("offers of too many parts");
     executor_.transfers().want(command, shared_from_this());
     return true;
 }
@@ -329,7 +338,7 @@ absl::StatusOr<bool> Session::execute(const wire::BindWeight & command) {
     }
     if (command.ne[0] % ggml_blck_size(type) != 0) return absl::InvalidArgumentError("a weight with half a block");
     bytes /= static_cast<Wide>(ggml_blck_size(type));
-    if (command.offset > offer->second || bytes > offer->second - command.offset)
+    if (command.offset > offer->second.bytes || bytes > offer->second.bytes - command.offset)
         return absl::OutOfRangeError("a weight beyond its blob");
     BoundWeight bound{command.blob, command.offset, command.type, command.ne, static_cast<uint64_t>(bytes), nullptr};
     STRATA_RETURN_IF_ERROR(memory_.at({command.address, bound.bytes}).status());
@@ -413,9 +422,21 @@ absl::StatusOr<bool> Session::execute(const wire::Compute & command) {
         part = *std::move(built);
     }
     const auto begin = device_.clock().now();
-    STRATA_RETURN_IF_ERROR(part->run(device_.backend()));
-    busy_ns_ += static_cast<uint64_t>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(device_.clock().now() - begin).count());
+    STRATA_ASSIGN_OR_RETURN(const bool done, part->run(device_.backend(), turn_operations_));
+    const std::chrono::nanoseconds time = device_.clock().now() - begin;
+    busy_ns_ += static_cast<uint64_t>(time.count());
+    graph_time_ += time;
+    graph_begun_ = !done;
+    if (time > kTurn)
+        turn_operations_ = std::max(turn_operations_ / 2, 1.0);
+    else if (!done && time < kTurn / 2)
+        turn_operations_ *= 2;
+    if (!done) {
+        if (graph_time_ <= kMaxGraphTime) return false;
+        return absl::DeadlineExceededError(
+            fmt::format("a graph that is not done after {} minutes", kMaxGraphTime.count()));
+    }
+    graph_time_ = {};
     ++graphs_run_;
     return true;
 }

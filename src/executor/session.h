@@ -8,7 +8,6 @@
 #include <absl/container/flat_hash_map.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -16,16 +15,17 @@
 namespace strata::executor {
 
 class Executor;
+struct ExecutorOptions;
 
 // One lane of one driver: its memory, its weights, its graphs, and its commands in their order. What arrives comes from
 // the threads of connections; the commands run on the device's thread.
 class Session : public Work, public Transfers::Waiter, public std::enable_shared_from_this<Session> {
 public:
     Session(Executor & executor, Device & device, std::shared_ptr<wire::Channel> channel, const wire::Hello & hello,
-            uint64_t memory_limit_bytes);
+            const ExecutorOptions & options);
     ~Session() override;
 
-    // From the driver's connection; waits while too much is queued, so that the driver does.
+    // From the driver's connection.
     absl::Status on_frame(const wire::Frame & frame);
     // From a peer's connection.
     absl::Status on_push(uint64_t tag, const wire::Frame & frame, std::span<const uint8_t> payload);
@@ -70,7 +70,7 @@ private:
         std::shared_ptr<wire::Channel> channel; // from the first push on
     };
 
-    // False: it can't go on yet.
+    // False: it is not done yet.
     absl::StatusOr<bool> run(const wire::Command & command);
     absl::StatusOr<bool> execute(const wire::NewBuffer & command);
     absl::StatusOr<bool> execute(const wire::FreeBuffer & command);
@@ -101,7 +101,6 @@ private:
     void send(wire::FrameType type, std::span<const std::span<const uint8_t>> body);
     void fail(const absl::Status & status);
     void forget_parts();
-    bool finish_frame(); // false: nothing is left
 
     Executor & executor_;
     Device & device_;
@@ -110,9 +109,9 @@ private:
     const wire::Token token_;
 
     mutable std::mutex mutex_;
-    std::condition_variable room_;
     std::deque<Pending> inbox_;
     size_t inbox_bytes_ = 0;
+    size_t inbox_commands_ = 0; // and frames
     std::map<uint64_t, Arrived> arrived_;
     size_t arrived_bytes_ = 0;
     uint64_t skip_below_ = 0; // pushes with smaller tags will not come
@@ -125,14 +124,23 @@ private:
 
     // Of the device's thread.
     Memory memory_;
-    absl::flat_hash_map<Digest, uint64_t> offers_; // their bytes
+    struct Offer {
+        uint64_t bytes = 0;
+        size_t held_bytes = 0; // of the offer itself
+    };
+    absl::flat_hash_map<Digest, Offer> offers_;
+    size_t offers_held_bytes_ = 0;
     BoundWeights weights_;
     std::map<wire::GraphHash, StoredGraph> graphs_;
     size_t graph_bytes_ = 0;
     std::map<uint16_t, Peer> peers_;
+    double turn_operations_;                // as many as fit into a turn
+    bool graph_begun_ = false;              // and has more pieces
+    std::chrono::nanoseconds graph_time_{}; // of those that were run
     uint32_t frames_since_progress_ = 0;
     uint64_t graphs_told_ = 0;
 
+    std::atomic<bool> failed_ = false; // nothing is done any more
     std::atomic<uint64_t> done_sequence_ = 0;
     std::atomic<uint64_t> weights_bytes_ = 0;
     std::atomic<uint64_t> graphs_run_ = 0, busy_ns_ = 0, pushed_bytes_ = 0;

@@ -1,6 +1,7 @@
 // Lanes over executors in a simulation: each seed is one course of events, with its own machines, delays, moves and
 // crashes. Whatever happens, all results are those of one machine, or the lane says why not.
 // STRATA_SIMULATION_SEEDS=FROM-TO runs others; STRATA_SIMULATION_TRACE=1 shows what happens.
+#include "executor/blob_store_testing.h"
 #include "executor/executor.h"
 #include "mesh/backend.h"
 #include "mesh/lane.h"
@@ -22,49 +23,24 @@ using wire::Simulation;
 constexpr int kSteps = 25;
 constexpr int kLayers = RecurrentModel::kLayers;
 
-// A disk that outlives its executor.
-class Disk : public executor::BlobStore {
+// A disk that outlives its executor, and has faults.
+class Disk : public executor::MemoryBlobStore {
 public:
     explicit Disk(Simulation & simulation)
         : simulation_(simulation) {}
 
-    absl::StatusOr<MappedBytes> open(const Digest & digest, uint64_t) override {
-        const auto found = blobs_.find(digest);
-        if (found == blobs_.end()) return absl::NotFoundError("not on this disk");
-        if (simulation_.chance(5)) return absl::DataLossError("this disk has other bytes");
-        return MappedBytes{*found->second, found->second};
+    absl::StatusOr<MappedBytes> open(const Digest & digest, uint64_t bytes) override {
+        auto found = MemoryBlobStore::open(digest, bytes);
+        if (found.ok() && simulation_.chance(5)) return absl::DataLossError("this disk has other bytes");
+        return found;
     }
-    absl::StatusOr<std::unique_ptr<Writer>> create(const Digest & digest, uint64_t) override {
+    absl::StatusOr<std::unique_ptr<Writer>> create(const Digest & digest, uint64_t bytes) override {
         if (simulation_.chance(5)) return absl::ResourceExhaustedError("this disk is full");
-        return std::make_unique<DiskWriter>(*this, digest);
+        return MemoryBlobStore::create(digest, bytes);
     }
 
 private:
-    using Bytes = std::vector<uint8_t>;
-    class DiskWriter : public Writer {
-    public:
-        DiskWriter(Disk & disk, const Digest & digest)
-            : disk_(disk)
-            , digest_(digest) {}
-        absl::Status append(std::span<const uint8_t> data) override {
-            bytes_->insert(bytes_->end(), data.begin(), data.end());
-            return absl::OkStatus();
-        }
-        absl::StatusOr<MappedBytes> finish() override {
-            if (Digest::of(std::as_bytes(std::span(*bytes_))) != digest_)
-                return absl::DataLossError("other bytes came");
-            disk_.blobs_[digest_] = bytes_;
-            return MappedBytes{*bytes_, bytes_};
-        }
-
-    private:
-        Disk & disk_;
-        const Digest digest_;
-        const std::shared_ptr<Bytes> bytes_ = std::make_shared<Bytes>();
-    };
-
     Simulation & simulation_;
-    std::map<Digest, std::shared_ptr<Bytes>> blobs_;
 };
 
 class Machine {

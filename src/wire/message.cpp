@@ -9,6 +9,7 @@ namespace {
 constexpr size_t kMaxTextBytes = 255;
 constexpr size_t kMaxDevices = 64;
 constexpr size_t kMaxSources = 256;
+constexpr size_t kMaxCommands = size_t{1} << 20; // of a frame
 
 // Flags of OfferBlob.
 constexpr uint8_t kFromDriver = 1;
@@ -266,6 +267,7 @@ absl::StatusOr<std::vector<Command>> decode_commands(std::span<const uint8_t> bo
     Reader reader(body);
     std::vector<Command> commands;
     while (!reader.done()) {
+        if (commands.size() >= kMaxCommands) return malformed("commands: too many in one frame");
         const auto number = reader.get<uint8_t>();
         if (!get_command(reader, number, commands.emplace_back()) || !reader.ok()) {
             return malformed(fmt::format("command {} (kind {})", commands.size(), number));
