@@ -1,6 +1,7 @@
 #include "executor/device.h"
 
 #include "base/check.h"
+#include "executor/limits.h"
 
 #include <ggml-cpu.h>
 
@@ -48,21 +49,28 @@ Device::~Device() {
 }
 
 void Device::start() {
-    worker_ = runtime_.start([this] { return work_once() ? Runtime::kMore : Runtime::kUntilWoken; });
+    auto worker = runtime_.start([this] { return work_once() ? Runtime::kMore : Runtime::kUntilWoken; });
+    const std::lock_guard lock(mutex_);
+    worker_ = std::move(worker);
 }
 
 void Device::stop() {
-    worker_.reset();
+    std::unique_ptr<Runtime::Worker> worker; // ends when mutex_ is free
+    const std::lock_guard lock(mutex_);
+    worker.swap(worker_);
 }
 
 void Device::wake() {
+    const std::lock_guard lock(mutex_);
     if (worker_ != nullptr) worker_->wake();
 }
 
 void Device::add(std::shared_ptr<Work> work) {
     const std::lock_guard lock(mutex_);
     int64_t least = 0; // a newcomer does not make up for the time before it came
-    for (const Entry & entry : entries_) least = entry.ready ? std::max(least, entry.used_ns) : least;
+    for (const Entry & entry : entries_) {
+        if (entry.ready && entry.like(*work)) least = std::max(least, entry.used_ns);
+    }
     entries_.push_back({std::move(work), least, false});
 }
 
@@ -79,7 +87,7 @@ void Device::ready(const Work * work) {
         // Who was idle does not save up time either.
         int64_t least = INT64_MAX;
         for (const Entry & other : entries_) {
-            if (other.ready) least = std::min(least, other.used_ns);
+            if (other.ready && other.like(*work)) least = std::min(least, other.used_ns);
         }
         if (least != INT64_MAX) entry->used_ns = std::max(entry->used_ns, least);
         entry->ready = true;
@@ -95,25 +103,33 @@ void Device::all_ready() {
     wake();
 }
 
+Device::Entry * Device::next() {
+    Entry *driver = nullptr, *background = nullptr;
+    for (Entry & entry : entries_) {
+        Entry *& least = entry.work->background() ? background : driver;
+        if (entry.ready && (least == nullptr || entry.used_ns < least->used_ns)) least = &entry;
+    }
+    if (driver == nullptr || background == nullptr) return driver != nullptr ? driver : background;
+    return runtime_.clock().now() - background_ran_ < kMaxBackgroundWait ? driver : background;
+}
+
 bool Device::work_once() {
     std::shared_ptr<Work> work;
     {
         const std::lock_guard lock(mutex_);
-        Entry * next = nullptr;
-        for (Entry & entry : entries_) {
-            if (entry.ready && (next == nullptr || entry.used_ns < next->used_ns)) next = &entry;
-        }
-        if (next == nullptr) return false;
-        next->ready = false;
-        work = next->work;
+        Entry * entry = next();
+        if (entry == nullptr) return false;
+        entry->ready = false;
+        work = entry->work;
     }
     const auto begin = runtime_.clock().now();
     const Work::Outcome outcome = work->work();
-    const auto used = runtime_.clock().now() - begin;
+    const auto end = runtime_.clock().now();
     const std::lock_guard lock(mutex_);
+    if (work->background()) background_ran_ = end;
     const auto entry = std::ranges::find_if(entries_, [&](const Entry & e) { return e.work == work; });
     if (entry == entries_.end()) return true;
-    entry->used_ns += std::chrono::nanoseconds(used).count();
+    entry->used_ns += std::chrono::nanoseconds(end - begin).count();
     if (outcome == Work::Outcome::kMore) entry->ready = true;
     return true;
 }

@@ -17,9 +17,12 @@ public:
     enum class Outcome { kMore, kWaits };
     // Does a bounded piece: at most one graph. Called by one thread at a time.
     virtual Outcome work() = 0;
+    // Background work leaves the device to the others, as long as that is not for ever (kMaxBackgroundWait).
+    virtual bool background() const { return false; }
 };
 
-// A device of ggml with a queue of its own: whoever has used least of its time goes first. Thread-safe.
+// A device of ggml with a queue of its own: whoever has used least of its time goes first, among drivers and then among
+// background work. Thread-safe.
 class Device {
 public:
     Device(ggml_backend_dev_t device, int threads, Runtime & runtime = Runtime::real());
@@ -46,8 +49,10 @@ private:
         std::shared_ptr<Work> work;
         int64_t used_ns = 0;
         bool ready = false;
+        bool like(const Work & other) const { return work->background() == other.background(); }
     };
 
+    Entry * next(); // mutex_ held
     void wake();
 
     Runtime & runtime_;
@@ -58,6 +63,7 @@ private:
 
     std::mutex mutex_;
     std::vector<Entry> entries_;
+    std::chrono::steady_clock::time_point background_ran_; // last
     std::unique_ptr<Runtime::Worker> worker_;
 };
 

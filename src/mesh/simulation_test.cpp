@@ -34,9 +34,9 @@ public:
         if (simulation_.chance(5)) return absl::DataLossError("this disk has other bytes");
         return MappedBytes{*found->second, found->second};
     }
-    absl::StatusOr<std::unique_ptr<Writer>> create(const Digest & digest, uint64_t) override {
+    absl::StatusOr<std::unique_ptr<Writer>> create(const std::optional<Digest> & digest, uint64_t) override {
         if (simulation_.chance(5)) return absl::ResourceExhaustedError("this disk is full");
-        return std::make_unique<DiskWriter>(*this, digest);
+        return std::make_unique<DiskWriter>(*this, digest.value());
     }
 
 private:
@@ -56,6 +56,7 @@ private:
             disk_.blobs_[digest_] = bytes_;
             return MappedBytes{*bytes_, bytes_};
         }
+        Digest digest() const override { return digest_; }
 
     private:
         Disk & disk_;
