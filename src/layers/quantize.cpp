@@ -114,6 +114,12 @@ absl::Status no_layer(std::string_view name, std::string_view why) {
 
 } // namespace
 
+std::string quantized_types() {
+    std::vector<std::string> names;
+    for (const ggml_type type : kTypes) names.push_back(type_name(type));
+    return fmt::format("{}", fmt::join(names, ", "));
+}
+
 absl::Status check_quantized_type(ggml_type type) {
     if (std::ranges::find(kTypes, type) != kTypes.end()) return absl::OkStatus();
     if (std::ranges::find(kNeedImatrix, type) != kNeedImatrix.end()) {
@@ -121,10 +127,8 @@ absl::Status check_quantized_type(ggml_type type) {
             "{} needs an importance matrix, and a layer job has none: take a type without, such as Q3_K or IQ3_S",
             type_name(type)));
     }
-    std::vector<std::string> known;
-    for (const ggml_type other : kTypes) known.push_back(type_name(other));
     return absl::InvalidArgumentError(
-        fmt::format("weights can't be made {}; there are {}", type_name(type), fmt::join(known, ", ")));
+        fmt::format("weights can't be made {}; there are {}", type_name(type), quantized_types()));
 }
 
 absl::StatusOr<ggml_type> quantized_type(const GgufTensor & tensor, ggml_type target) {

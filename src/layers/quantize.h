@@ -12,8 +12,9 @@
 
 namespace strata::layers {
 
-// Whether a layer's matrices can be made into this type; kInvalidArgument says which ones there are, and
-// kFailedPrecondition that it needs an importance matrix.
+// The types that a layer's matrices can be made into, for people: "F32, F16, …".
+std::string quantized_types();
+// Whether a type is one of them; kFailedPrecondition when it needs an importance matrix, else kInvalidArgument.
 absl::Status check_quantized_type(ggml_type type);
 
 // The type that `llama-quantize --pure` gives a tensor: its own for what is no matrix of weights, a wider one than
