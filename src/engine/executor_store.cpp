@@ -9,7 +9,7 @@ namespace strata::engine {
 
 class ExecutorStore::BlobFile : public Writer {
 public:
-    BlobFile(ExecutorStore & store, layers::BlobWriter writer, const Digest & digest)
+    BlobFile(ExecutorStore & store, layers::BlobWriter writer, const std::optional<Digest> & digest)
         : store_(store)
         , writer_(std::move(writer))
         , digest_(digest) {}
@@ -17,15 +17,17 @@ public:
     absl::Status append(std::span<const uint8_t> data) override { return writer_.append(std::as_bytes(data)); }
 
     absl::StatusOr<MappedBytes> finish() override {
-        STRATA_RETURN_IF_ERROR(writer_.finish(digest_).status());
-        store_.store_->remember_whole(digest_).IgnoreError(); // then it is hashed once more
-        return store_.store_->map(digest_);
+        STRATA_ASSIGN_OR_RETURN(digest_, writer_.finish(digest_));
+        store_.store_->remember_whole(*digest_).IgnoreError(); // then it is hashed once more
+        return store_.store_->map(*digest_);
     }
+
+    Digest digest() const override { return *digest_; }
 
 private:
     ExecutorStore & store_;
     layers::BlobWriter writer_;
-    const Digest digest_;
+    std::optional<Digest> digest_;
 };
 
 absl::StatusOr<std::shared_ptr<ExecutorStore>> ExecutorStore::open(const std::filesystem::path & root) {
@@ -44,7 +46,8 @@ absl::StatusOr<MappedBytes> ExecutorStore::open(const Digest & digest, uint64_t 
     return mapped;
 }
 
-absl::StatusOr<std::unique_ptr<executor::BlobStore::Writer>> ExecutorStore::create(const Digest & digest, uint64_t) {
+absl::StatusOr<std::unique_ptr<executor::BlobStore::Writer>> ExecutorStore::create(const std::optional<Digest> & digest,
+                                                                                   uint64_t) {
     STRATA_ASSIGN_OR_RETURN(layers::BlobWriter writer, store_->new_blob(&lease_));
     return std::make_unique<BlobFile>(*this, std::move(writer), digest);
 }

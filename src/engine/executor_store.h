@@ -15,7 +15,7 @@ public:
     static absl::StatusOr<std::shared_ptr<ExecutorStore>> open(const std::filesystem::path & root);
 
     absl::StatusOr<MappedBytes> open(const Digest & digest, uint64_t bytes) override;
-    absl::StatusOr<std::unique_ptr<Writer>> create(const Digest & digest, uint64_t bytes) override;
+    absl::StatusOr<std::unique_ptr<Writer>> create(const std::optional<Digest> & digest, uint64_t bytes) override;
 
 private:
     class BlobFile;

@@ -5,6 +5,7 @@
 #include "engine/driver_process.h"
 #include "engine/executor_process.h"
 #include "engine/jobs.h"
+#include "engine/quantize_command.h"
 #include "strata/strata.h"
 
 #include <CLI/CLI.hpp>
@@ -123,6 +124,18 @@ int main(int argc, char ** argv) {
         ->required();
     bind_command.add_option("--to", bind.to, "The executor, HOST:PORT")->required();
 
+    strata::engine::QuantizeCommand quantize;
+    quantize.build = STRATA_ENGINE_BUILD_STRING;
+    CLI::App & quantize_command = *app.add_subcommand(
+        "quantize-layer", "Make a layer from one in an executor's store, with its matrices in another type");
+    quantize_command.add_option("--executor", quantize.executor, "The executor, HOST:PORT")->required();
+    quantize_command.add_option("--layer", quantize.layer, "The layer's digest, sha256:…")->required();
+    quantize_command
+        .add_option("--type", quantize.type,
+                    "As in q4_0, q4_k, q8_0; from F16 or BF16 it loses less than from a quantized layer")
+        ->required();
+    quantize_command.add_flag("--json", quantize.json, "Progress and result as JSON lines");
+
     std::string store;
     std::string name;
     const auto add_store = [&](CLI::App & command) {
@@ -163,6 +176,7 @@ int main(int argc, char ** argv) {
     }
     if (executor_command.parsed()) return run_executor(executor);
     if (bind_command.parsed()) return strata::engine::run_bind(bind);
+    if (quantize_command.parsed()) return strata::engine::run_quantize(quantize);
     if (import_command.parsed()) return strata::engine::run_import(store, name, sources);
     if (pull_command.parsed()) return strata::engine::run_pull(store, name, url);
     if (verify_command.parsed()) return strata::engine::run_verify(store, model);

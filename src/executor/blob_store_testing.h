@@ -12,7 +12,7 @@ public:
         if (found == blobs_.end()) return absl::NotFoundError("not on this disk");
         return MappedBytes{*found->second, found->second};
     }
-    absl::StatusOr<std::unique_ptr<Writer>> create(const Digest & digest, uint64_t) override {
+    absl::StatusOr<std::unique_ptr<Writer>> create(const std::optional<Digest> & digest, uint64_t) override {
         return std::make_unique<MemoryWriter>(*this, digest);
     }
 
@@ -20,7 +20,7 @@ private:
     using Bytes = std::vector<uint8_t>;
     class MemoryWriter : public Writer {
     public:
-        MemoryWriter(MemoryBlobStore & store, const Digest & digest)
+        MemoryWriter(MemoryBlobStore & store, const std::optional<Digest> & digest)
             : store_(store)
             , digest_(digest) {}
         absl::Status append(std::span<const uint8_t> data) override {
@@ -28,15 +28,17 @@ private:
             return absl::OkStatus();
         }
         absl::StatusOr<MappedBytes> finish() override {
-            if (Digest::of(std::as_bytes(std::span(*bytes_))) != digest_)
-                return absl::DataLossError("other bytes came");
-            store_.blobs_[digest_] = bytes_;
+            const Digest made = Digest::of(std::as_bytes(std::span(*bytes_)));
+            if (digest_.value_or(made) != made) return absl::DataLossError("other bytes came");
+            digest_ = made;
+            store_.blobs_[made] = bytes_;
             return MappedBytes{*bytes_, bytes_};
         }
+        Digest digest() const override { return digest_.value(); }
 
     private:
         MemoryBlobStore & store_;
-        const Digest digest_;
+        std::optional<Digest> digest_;
         const std::shared_ptr<Bytes> bytes_ = std::make_shared<Bytes>();
     };
 

@@ -17,7 +17,7 @@ constexpr uintptr_t kPageBytes = 4096; // madvise takes whole pages
 
 class UnnamedWriter : public BlobStore::Writer {
 public:
-    UnnamedWriter(UniqueFd file, std::string folder, const Digest & digest)
+    UnnamedWriter(UniqueFd file, std::string folder, const std::optional<Digest> & digest)
         : file_(std::move(file))
         , folder_(std::move(folder))
         , digest_(digest) {}
@@ -36,17 +36,20 @@ public:
 
     absl::StatusOr<MappedBytes> finish() override {
         const Digest found = hasher_.finish();
-        if (found != digest_) {
+        if (digest_ && found != *digest_) {
             return absl::DataLossError(
-                fmt::format("blob {} arrived with other bytes, of {}", digest_.to_string(), found.to_string()));
+                fmt::format("blob {} arrived with other bytes, of {}", digest_->to_string(), found.to_string()));
         }
+        digest_ = found;
         return map_file(file_.get(), 0, bytes_);
     }
+
+    Digest digest() const override { return *digest_; }
 
 private:
     const UniqueFd file_;
     const std::string folder_;
-    const Digest digest_;
+    std::optional<Digest> digest_;
     uint64_t bytes_ = 0;
     Sha256 hasher_;
 };
@@ -57,7 +60,8 @@ absl::StatusOr<MappedBytes> UnnamedBlobs::open(const Digest & digest, uint64_t) 
     return absl::NotFoundError(fmt::format("there is no blob {}", digest.to_string()));
 }
 
-absl::StatusOr<std::unique_ptr<BlobStore::Writer>> UnnamedBlobs::create(const Digest & digest, uint64_t) {
+absl::StatusOr<std::unique_ptr<BlobStore::Writer>> UnnamedBlobs::create(const std::optional<Digest> & digest,
+                                                                        uint64_t) {
     UniqueFd file(::open(folder_.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
     if (!file.valid()) return errno_status(errno, "cannot make a file in", folder_);
     return std::make_unique<UnnamedWriter>(std::move(file), folder_, digest);

@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -29,10 +30,13 @@ public:
     public:
         virtual ~Writer() = default;
         virtual absl::Status append(std::span<const uint8_t> data) = 0;
-        // kDataLoss when the bytes have another digest; then nothing is left of them.
+        // kDataLoss when the bytes have another digest than was said; then nothing is left of them.
         virtual absl::StatusOr<MappedBytes> finish() = 0;
+        // The digest of the bytes, once they are finished.
+        virtual Digest digest() const = 0;
     };
-    virtual absl::StatusOr<std::unique_ptr<Writer>> create(const Digest & digest, uint64_t bytes) = 0;
+    // digest: nullopt when the bytes are still to be made.
+    virtual absl::StatusOr<std::unique_ptr<Writer>> create(const std::optional<Digest> & digest, uint64_t bytes) = 0;
 };
 
 // Files without a name, which end with their last user: for blobs that nobody wants to keep.
@@ -41,7 +45,7 @@ public:
     explicit UnnamedBlobs(std::string folder)
         : folder_(std::move(folder)) {}
     absl::StatusOr<MappedBytes> open(const Digest & digest, uint64_t bytes) override;
-    absl::StatusOr<std::unique_ptr<Writer>> create(const Digest & digest, uint64_t bytes) override;
+    absl::StatusOr<std::unique_ptr<Writer>> create(const std::optional<Digest> & digest, uint64_t bytes) override;
 
 private:
     const std::string folder_;

@@ -1,6 +1,7 @@
 #include "executor/device.h"
 
 #include "base/check.h"
+#include "executor/limits.h"
 
 #include <ggml-cpu.h>
 
@@ -48,20 +49,25 @@ Device::~Device() {
 }
 
 void Device::start() {
-    worker_ = runtime_.start([this] { return work_once() ? Runtime::kMore : Runtime::kUntilWoken; });
+    auto worker = runtime_.start([this] { return work_once() ? Runtime::kMore : Runtime::kUntilWoken; });
+    const std::lock_guard lock(mutex_);
+    worker_ = std::move(worker);
 }
 
 void Device::stop() {
-    worker_.reset();
+    std::unique_ptr<Runtime::Worker> worker; // ends when mutex_ is free
+    const std::lock_guard lock(mutex_);
+    worker.swap(worker_);
 }
 
 void Device::wake() {
+    const std::lock_guard lock(mutex_);
     if (worker_ != nullptr) worker_->wake();
 }
 
-void Device::add(std::shared_ptr<Work> work) {
+void Device::add(const std::shared_ptr<Work> & work) {
     const std::lock_guard lock(mutex_);
-    entries_.push_back({std::move(work), served_ns_, false});
+    entries_.push_back({work, served_ns(*work), false});
 }
 
 void Device::remove(const Work * work) {
@@ -74,32 +80,40 @@ void Device::ready(const Work * work) {
         const std::lock_guard lock(mutex_);
         const auto entry = std::ranges::find_if(entries_, [&](const Entry & e) { return e.work.get() == work; });
         if (entry == entries_.end() || entry->ready) return;
-        entry->used_ns = std::max(entry->used_ns, served_ns_); // who was idle does not save up time
+        entry->used_ns = std::max(entry->used_ns, served_ns(*work)); // who was idle does not save up time
         entry->ready = true;
     }
     wake();
+}
+
+Device::Entry * Device::next() {
+    Entry *driver = nullptr, *background = nullptr;
+    for (Entry & entry : entries_) {
+        Entry *& least = entry.work->background() ? background : driver;
+        if (entry.ready && (least == nullptr || entry.used_ns < least->used_ns)) least = &entry;
+    }
+    if (driver == nullptr || background == nullptr) return driver != nullptr ? driver : background;
+    return runtime_.clock().now() - background_ran_ < kMaxBackgroundWait ? driver : background;
 }
 
 bool Device::work_once() {
     std::shared_ptr<Work> work;
     {
         const std::lock_guard lock(mutex_);
-        Entry * next = nullptr;
-        for (Entry & entry : entries_) {
-            if (entry.ready && (next == nullptr || entry.used_ns < next->used_ns)) next = &entry;
-        }
-        if (next == nullptr) return false;
-        next->ready = false;
-        served_ns_ = std::max(served_ns_, next->used_ns);
-        work = next->work;
+        Entry * entry = next();
+        if (entry == nullptr) return false;
+        entry->ready = false;
+        served_ns(*entry->work) = std::max(served_ns(*entry->work), entry->used_ns);
+        work = entry->work;
     }
     const auto begin = runtime_.clock().now();
     const Work::Outcome outcome = work->work();
-    const auto used = runtime_.clock().now() - begin;
+    const auto end = runtime_.clock().now();
     const std::lock_guard lock(mutex_);
+    if (work->background()) background_ran_ = end;
     const auto entry = std::ranges::find_if(entries_, [&](const Entry & e) { return e.work == work; });
     if (entry == entries_.end()) return true;
-    entry->used_ns += std::chrono::nanoseconds(used).count();
+    entry->used_ns += std::chrono::nanoseconds(end - begin).count();
     if (outcome == Work::Outcome::kMore) entry->ready = true;
     return true;
 }

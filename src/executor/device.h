@@ -5,6 +5,8 @@
 
 #include <ggml-cpp.h>
 
+#include <array>
+#include <chrono>
 #include <mutex>
 #include <vector>
 
@@ -17,9 +19,12 @@ public:
     enum class Outcome { kMore, kWaits };
     // Does a piece, of kTurn at most as far as it can tell, and no more than one graph. Called by one thread at a time.
     virtual Outcome work() = 0;
+    // Background work leaves the device to the others, as long as that is not for ever (kMaxBackgroundWait).
+    virtual bool background() const { return false; }
 };
 
-// A device of ggml with a queue of its own: whoever has used least of its time goes first. Thread-safe.
+// A device of ggml with a queue of its own: whoever has used least of its time goes first, among drivers and then among
+// background work. Thread-safe.
 class Device {
 public:
     Device(ggml_backend_dev_t device, int threads, Runtime & runtime = Runtime::real());
@@ -35,7 +40,7 @@ public:
     void stop();
     bool work_once(); // false: nothing is ready
 
-    void add(std::shared_ptr<Work> work);
+    void add(const std::shared_ptr<Work> & work);
     void remove(const Work * work);
     // There may be something to do for it.
     void ready(const Work * work);
@@ -47,6 +52,8 @@ private:
         bool ready = false;
     };
 
+    Entry * next(); // mutex_ held
+    int64_t & served_ns(const Work & work) { return served_ns_[work.background() ? 1 : 0]; }
     void wake();
 
     Runtime & runtime_;
@@ -56,7 +63,9 @@ private:
 
     std::mutex mutex_;
     std::vector<Entry> entries_;
-    int64_t served_ns_ = 0; // used_ns of who was served last: nobody who waits has used less
+    // used_ns of who was served last, of drivers and of background work: nobody who waits has used less
+    std::array<int64_t, 2> served_ns_{};
+    std::chrono::steady_clock::time_point background_ran_; // last
     std::unique_ptr<Runtime::Worker> worker_;
 };
 

@@ -17,14 +17,16 @@ absl::Status unexpected(const wire::Frame & frame) {
 
 } // namespace
 
-// Somebody who connected: a driver, another executor, or who only looks.
+// Somebody who connected: a driver, another executor, or an operator.
 class Executor::Connection : public wire::ChannelHandler {
 public:
     Connection(std::shared_ptr<Executor> executor, std::shared_ptr<wire::Channel> channel)
         : executor_(std::move(executor))
         , channel_(std::move(channel)) {}
 
-    size_t max_body_bytes() const override { return welcome_ ? wire::kMaxFrameBytes : wire::kMaxHelloBytes; }
+    size_t max_body_bytes() const override {
+        return welcome_ && role_ != wire::Role::kOperator ? wire::kMaxFrameBytes : wire::kMaxHelloBytes;
+    }
 
     absl::Status on_frame(const wire::Frame & frame) override {
         if (!welcome_) return on_hello(frame);
@@ -37,10 +39,15 @@ public:
             return absl::OkStatus();
         }
         if (role_ == wire::Role::kPeer && frame.header.type == wire::FrameType::kBlobRequest) return send_blob(body);
+        if (role_ == wire::Role::kOperator && frame.header.type == wire::FrameType::kLayerJob) {
+            STRATA_ASSIGN_OR_RETURN(const wire::LayerJob job, wire::decode_layer_job(body));
+            return executor_->layer_jobs_.start(job, channel_);
+        }
         return unexpected(frame);
     }
 
     void on_closed(const absl::Status & reason) override {
+        if (role_ == wire::Role::kOperator) executor_->layer_jobs_.leave(*channel_);
         if (session_ == nullptr) {
             if (absl::IsUnauthenticated(reason)) executor_->log(std::string(reason.message()));
             return;
@@ -90,7 +97,7 @@ private:
     const std::shared_ptr<Executor> executor_;
     const std::shared_ptr<wire::Channel> channel_;
     bool welcome_ = false;
-    wire::Role role_ = wire::Role::kObserver;
+    wire::Role role_{}; // of the hello
     std::shared_ptr<Session> session_;
 };
 
@@ -133,11 +140,19 @@ Executor::Executor(wire::Network & network, ExecutorOptions options, std::vector
           [this](const std::string & address, const Digest & digest, uint64_t offset) {
               return ask_peer(address, digest, offset);
           },
-          [this](const std::string & line) { log(line); }) {}
+          [this](const std::string & line) { log(line); })
+    , layer_jobs_(*options_.runtime, options_.store.get(), cpu(), [this](const std::string & line) { log(line); }) {}
 
-// Nothing works for a session any more when what it uses here ends.
+// Nothing works for a session or a job any more when what it uses here ends.
 Executor::~Executor() {
     for (const auto & device : devices_) device->stop();
+}
+
+Device & Executor::cpu() const {
+    const auto found = std::ranges::find_if(devices_, [](const auto & device) {
+        return ggml_backend_dev_type(device->traits().device) == GGML_BACKEND_DEVICE_TYPE_CPU;
+    });
+    return found == devices_.end() ? *devices_.front() : **found;
 }
 
 std::shared_ptr<wire::ChannelHandler> Executor::on_connection(std::shared_ptr<wire::Channel> channel) {

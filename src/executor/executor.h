@@ -2,6 +2,7 @@
 
 #include "base/runtime.h"
 #include "executor/device.h"
+#include "executor/layer_job.h"
 #include "executor/session.h"
 #include "executor/transfers.h"
 #include "wire/network.h"
@@ -60,6 +61,7 @@ private:
     absl::StatusOr<std::shared_ptr<wire::Channel>> blob_link(const std::string & address);
     absl::Status ask_peer(const std::string & address, const Digest & digest, uint64_t offset);
     std::vector<uint8_t> welcome() const;
+    Device & cpu() const; // where layer jobs run
 
     wire::Network & network_;
     const ExecutorOptions options_;
@@ -71,7 +73,8 @@ private:
     std::map<wire::Token, std::shared_ptr<Session>> sessions_;
     // Connections for blobs, by address.
     std::map<std::string, std::pair<const BlobLink *, std::shared_ptr<wire::Channel>>> blob_links_;
-    Transfers transfers_; // its thread ends first
+    Transfers transfers_;
+    LayerJobs layer_jobs_; // the threads of both end first
 };
 
 } // namespace strata::executor

@@ -42,6 +42,20 @@ inline constexpr size_t kMaxStoreTasks = 1024;
 // How much of a blob goes in one frame, executor to executor.
 inline constexpr uint64_t kBlobPieceBytes = uint64_t{4} << 20;
 
+// A device that drivers keep busy all the time does a piece of background work this often.
+inline constexpr std::chrono::milliseconds kMaxBackgroundWait{100};
+
+// Layer jobs at once, of one operator and of all.
+inline constexpr size_t kMaxJobsOfOperator = 16;
+inline constexpr size_t kMaxJobs = 64;
+// What a job does in one turn on a device: until the first of these. A piece of the slowest types takes longer.
+inline constexpr std::chrono::milliseconds kJobTurn{2};
+inline constexpr size_t kJobTurnBytes = size_t{1} << 20;
+// Bytes of one job that are made and not on the disk.
+inline constexpr size_t kMaxUnwrittenBytes = size_t{4} << 20;
+// An operator hears of a job's progress at most this often.
+inline constexpr std::chrono::milliseconds kJobStateInterval{100};
+
 // Memory is counted in pieces of this size, when they are first written.
 inline constexpr uint64_t kChunkBytes = 64 << 10;
 

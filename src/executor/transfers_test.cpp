@@ -35,7 +35,7 @@ public:
         auto owner = std::make_shared<std::vector<uint8_t>>(*found->second);
         return MappedBytes{*owner, owner};
     }
-    absl::StatusOr<std::unique_ptr<Writer>> create(const Digest & digest, uint64_t bytes) override {
+    absl::StatusOr<std::unique_ptr<Writer>> create(const std::optional<Digest> & digest, uint64_t bytes) override {
         if (full) return absl::ResourceExhaustedError("the disk is full");
         return unnamed_.create(digest, bytes);
     }

@@ -52,6 +52,8 @@ struct GgufTensor {
 
 // ggml's name of a type, as file names and people write it: "Q4_K".
 std::string type_name(ggml_type type);
+// The type of that name, in any case of letters.
+std::optional<ggml_type> type_named(std::string_view name);
 
 struct GgufHeader {
     std::string file; // for messages

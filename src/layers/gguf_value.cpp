@@ -2,6 +2,7 @@
 #include "layers/gguf_bytes.h"
 
 #include <fmt/format.h>
+#include <strings.h>
 
 #include <algorithm>
 
@@ -89,6 +90,15 @@ std::string type_name(ggml_type type) {
         if (c >= 'a' && c <= 'z') c = static_cast<char>(c - 'a' + 'A');
     }
     return name;
+}
+
+std::optional<ggml_type> type_named(std::string_view name) {
+    const std::string text(name);
+    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
+        const auto type = static_cast<ggml_type>(i);
+        if (ggml_blck_size(type) > 0 && ::strcasecmp(ggml_type_name(type), text.c_str()) == 0) return type;
+    }
+    return std::nullopt;
 }
 
 std::optional<uint64_t> GgufValue::as_unsigned() const {

@@ -5,8 +5,7 @@
 
 #include <fmt/format.h>
 
-#include <optional>
-#include <span>
+#include <algorithm>
 
 namespace strata::layers {
 
@@ -25,13 +24,21 @@ void append_pair(std::string & out, std::string_view key, gguf_type type, T valu
     append<T>(out, value);
 }
 
-void append_tensor_info(std::string & out, std::string_view name, ggml_type type, std::span<const int64_t> shape,
-                        uint64_t offset) {
-    append_string(out, name);
-    append<uint32_t>(out, static_cast<uint32_t>(shape.size()));
-    for (const int64_t n : shape) append<int64_t>(out, n);
-    append<int32_t>(out, type);
-    append<uint64_t>(out, offset);
+// Ends a header with what it says about its tensors, and lays them out behind it: sets their offsets. The size of all.
+uint64_t append_tensors(std::string & header, std::span<GgufTensor> tensors) {
+    uint64_t data_bytes = 0;
+    for (GgufTensor & tensor : tensors) {
+        append_string(header, tensor.name);
+        append<uint32_t>(header, tensor.dimensions);
+        for (const int64_t n : std::span(tensor.shape).first(tensor.dimensions)) append<int64_t>(header, n);
+        append<int32_t>(header, tensor.type);
+        append<uint64_t>(header, data_bytes);
+        tensor.offset = data_bytes;
+        data_bytes += padded(tensor.length);
+    }
+    header.resize(padded(header.size()), '\0');
+    for (GgufTensor & tensor : tensors) tensor.offset += header.size();
+    return header.size() + data_bytes;
 }
 
 // What a shard begins with; `pairs` follow.
@@ -46,14 +53,6 @@ std::string begin_header(size_t tensors, size_t pairs) {
 // Names and types as llama-gguf-split writes and llama-model-loader.cpp reads them.
 void append_number(std::string & header, size_t number) {
     append_pair<uint16_t>(header, "split.no", GGUF_TYPE_UINT16, static_cast<uint16_t>(number));
-}
-
-std::optional<ggml_type> type_named(std::string_view name) {
-    for (int i = 0; i < GGML_TYPE_COUNT; ++i) {
-        const auto type = static_cast<ggml_type>(i);
-        if (ggml_blck_size(type) > 0 && type_name(type) == name) return type;
-    }
-    return std::nullopt;
 }
 
 } // namespace
@@ -79,43 +78,44 @@ std::vector<Shard> make_shards(const GgufModel & model) {
                                  static_cast<int32_t>(model.tensor_count));
         }
 
-        uint64_t data_bytes = 0;
-        for (const ModelTensor & source : layer.tensors) {
-            const GgufTensor & tensor = *source.tensor;
-            append_tensor_info(shard.header, tensor.name, tensor.type, std::span(tensor.shape).first(tensor.dimensions),
-                               data_bytes);
-            shard.tensors.push_back({source, data_bytes});
-            data_bytes += padded(source.tensor->length);
-        }
-        shard.header.resize(padded(shard.header.size()), '\0');
-        for (ShardTensor & tensor : shard.tensors) tensor.offset += shard.header.size();
-        shard.size = shard.header.size() + data_bytes;
+        std::vector<GgufTensor> tensors;
+        for (const ModelTensor & source : layer.tensors) tensors.push_back(*source.tensor);
+        shard.size = append_tensors(shard.header, tensors);
+        for (size_t i = 0; i < tensors.size(); ++i) shard.tensors.push_back({layer.tensors[i], tensors[i].offset});
         shards.push_back(std::move(shard));
     }
     return shards;
 }
 
+LayerLayout lay_out_layer(size_t number, std::span<GgufTensor> tensors) {
+    LayerLayout layout{begin_header(tensors.size(), 1)};
+    append_number(layout.header, number);
+    layout.size = append_tensors(layout.header, tensors);
+    return layout;
+}
+
 absl::StatusOr<std::string> shard_header(const LayerEntry & layer, size_t number) {
     STRATA_CHECK(layer.kind != LayerKind::kHead);
-    std::string header = begin_header(layer.tensors.size(), 1);
-    append_number(header, number);
-    uint64_t data_bytes = 0;
-    for (const TensorEntry & tensor : layer.tensors) {
-        const auto type = type_named(tensor.type);
+    std::vector<GgufTensor> tensors;
+    for (const TensorEntry & entry : layer.tensors) {
+        const auto type = type_named(entry.type);
         if (!type)
-            return absl::FailedPreconditionError(fmt::format("{} has the unknown type {}", tensor.name, tensor.type));
-        append_tensor_info(header, tensor.name, *type, tensor.shape, data_bytes);
-        data_bytes += padded(tensor.length);
+            return absl::FailedPreconditionError(fmt::format("{} has the unknown type {}", entry.name, entry.type));
+        GgufTensor & tensor = tensors.emplace_back();
+        tensor.name = entry.name;
+        tensor.type = *type;
+        tensor.dimensions = static_cast<uint32_t>(entry.shape.size());
+        std::ranges::copy(entry.shape, tensor.shape.begin());
+        tensor.length = entry.length;
     }
-    header.resize(padded(header.size()), '\0');
-    uint64_t offset = header.size();
-    for (const TensorEntry & tensor : layer.tensors) {
-        if (tensor.offset != offset) {
-            return absl::FailedPreconditionError(fmt::format("{} does not lie where strata would put it", tensor.name));
+    LayerLayout layout = lay_out_layer(number, tensors);
+    for (size_t i = 0; i < tensors.size(); ++i) {
+        if (tensors[i].offset != layer.tensors[i].offset) {
+            return absl::FailedPreconditionError(
+                fmt::format("{} does not lie where strata would put it", layer.tensors[i].name));
         }
-        offset += padded(tensor.length);
     }
-    return header;
+    return std::move(layout.header);
 }
 
 } // namespace strata::layers

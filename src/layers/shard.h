@@ -3,6 +3,7 @@
 #include "layers/gguf_model.h"
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,15 @@ struct Shard {
 // at the same place of two models are equal bytes. Data is aligned to 32 bytes, GGUF's default, whatever the source's
 // alignment is: ggml needs no more, and a file aligned to less could not be mapped.
 std::vector<Shard> make_shards(const GgufModel & model);
+
+// How a layer that is the shard with a number begins, and how long it is. Not the head, which has more than its
+// tensors.
+struct LayerLayout {
+    std::string header;
+    uint64_t size = 0; // with zeros after each tensor up to the next
+};
+// Lays tensors out as make_shards does: sets their offsets.
+LayerLayout lay_out_layer(size_t number, std::span<GgufTensor> tensors);
 
 // The header of the shard that `layer` is, the one with this number; not of the head, which has more than its tensors.
 // kFailedPrecondition when the layer's blob was laid out by somebody else.

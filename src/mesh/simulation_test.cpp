@@ -34,7 +34,7 @@ public:
         if (found.ok() && simulation_.chance(5)) return absl::DataLossError("this disk has other bytes");
         return found;
     }
-    absl::StatusOr<std::unique_ptr<Writer>> create(const Digest & digest, uint64_t bytes) override {
+    absl::StatusOr<std::unique_ptr<Writer>> create(const std::optional<Digest> & digest, uint64_t bytes) override {
         if (simulation_.chance(5)) return absl::ResourceExhaustedError("this disk is full");
         return MemoryBlobStore::create(digest, bytes);
     }

@@ -41,7 +41,7 @@ absl::StatusOr<FrameHeader> FrameHeader::decode(std::span<const uint8_t, kBytes>
     }
     FrameHeader header;
     header.type = reader.get<FrameType>();
-    if (header.type < FrameType::kHello || header.type > FrameType::kSkip || reader.get<uint8_t>() != 0) {
+    if (header.type < FrameType::kHello || header.type > FrameType::kJobState || reader.get<uint8_t>() != 0) {
         return absl::InvalidArgumentError(fmt::format("unknown frame type {}", static_cast<int>(header.type)));
     }
     header.body_bytes = reader.get<uint32_t>();

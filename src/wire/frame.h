@@ -24,6 +24,8 @@ enum class FrameType : uint8_t {
     kBlobRequest = 11, // executor to executor
     kPeerLost = 12,    // executor to driver: pushes to a peer may be lost
     kSkip = 13,        // driver to executor, ahead of commands: pushes below a tag will not come; answered by the same
+    kLayerJob = 14,    // operator to executor
+    kJobState = 15,    // executor to operator
 };
 
 // Begins every frame. `generation` is the deployment's, `epoch` the binding's: a receiver that knows newer ones refuses

@@ -34,7 +34,7 @@ TEST(FrameHeader, RefusesByName) {
     FrameHeader large = some_header();
     large.body_bytes = UINT32_MAX;
     EXPECT_THAT(refusal(large.encode(), size_t{64} << 20), HasSubstr("4294967295 bytes"));
-    for (const uint8_t type : {0, 14, 255}) {
+    for (const uint8_t type : {0, 16, 255}) {
         auto bytes = some_header().encode();
         bytes[6] = type;
         EXPECT_THAT(refusal(bytes), HasSubstr(std::to_string(type)));

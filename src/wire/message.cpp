@@ -295,7 +295,7 @@ absl::StatusOr<Hello> Hello::decode(std::span<const uint8_t> body) {
     get(reader, hello.token);
     hello.device = reader.get<uint16_t>();
     ok = get(reader, hello.name) && ok;
-    ok = ok && hello.role >= Role::kDriver && hello.role <= Role::kObserver;
+    ok = ok && hello.role >= Role::kDriver && hello.role <= Role::kOperator;
     if (!ok || !reader.ok() || !reader.done()) return malformed("hello");
     return hello;
 }
@@ -370,6 +370,27 @@ std::vector<uint8_t> encode(const PeerLost & lost) {
     Writer writer;
     put(writer, lost.token);
     writer.text(std::string_view(lost.reason).substr(0, kMaxTextBytes));
+    return writer.take();
+}
+
+std::vector<uint8_t> encode(const LayerJob & job) {
+    Writer writer;
+    writer.put(job.number);
+    writer.put(job.kind);
+    put(writer, job.layer.bytes());
+    writer.put(job.type);
+    return writer.take();
+}
+
+std::vector<uint8_t> encode(const JobState & state) {
+    Writer writer;
+    writer.put(state.number);
+    writer.put(state.phase);
+    writer.put(state.done_bytes);
+    writer.put(state.total_bytes);
+    put(writer, state.layer.bytes());
+    writer.put(static_cast<uint8_t>(state.code));
+    writer.text(std::string_view(state.reason).substr(0, kMaxTextBytes));
     return writer.take();
 }
 
@@ -456,6 +477,35 @@ absl::StatusOr<PeerLost> decode_peer_lost(std::span<const uint8_t> body) {
     get(reader, lost.token);
     if (!get(reader, lost.reason) || !reader.ok() || !reader.done()) return malformed("loss of a peer");
     return lost;
+}
+
+absl::StatusOr<LayerJob> decode_layer_job(std::span<const uint8_t> body) {
+    Reader reader(body);
+    LayerJob job;
+    job.number = reader.get<uint32_t>();
+    job.kind = reader.get<JobKind>();
+    job.layer = get_digest(reader);
+    job.type = reader.get<uint32_t>();
+    if (job.kind != JobKind::kQuantize || !reader.ok() || !reader.done()) return malformed("layer job");
+    return job;
+}
+
+absl::StatusOr<JobState> decode_job_state(std::span<const uint8_t> body) {
+    Reader reader(body);
+    JobState state;
+    state.number = reader.get<uint32_t>();
+    state.phase = reader.get<JobPhase>();
+    state.done_bytes = reader.get<uint64_t>();
+    state.total_bytes = reader.get<uint64_t>();
+    state.layer = get_digest(reader);
+    const auto code = reader.get<uint8_t>();
+    state.code = static_cast<absl::StatusCode>(code);
+    const bool known = state.phase >= JobPhase::kRuns && state.phase <= JobPhase::kFailed &&
+                       state.done_bytes <= state.total_bytes &&
+                       code <= static_cast<uint8_t>(absl::StatusCode::kUnauthenticated) &&
+                       (state.code != absl::StatusCode::kOk) == (state.phase == JobPhase::kFailed);
+    if (!get(reader, state.reason) || !known || !reader.ok() || !reader.done()) return malformed("state of a job");
+    return state;
 }
 
 absl::StatusOr<Progress> decode_progress(std::span<const uint8_t> body) {

@@ -26,7 +26,7 @@ struct Segment {
     bool operator==(const Segment &) const = default;
 };
 
-enum class Role : uint8_t { kDriver = 1, kPeer = 2, kObserver = 3 };
+enum class Role : uint8_t { kDriver = 1, kPeer = 2, kOperator = 3 };
 
 struct Hello {
     std::string build; // of the engine: a lane's driver and executors share one
@@ -202,6 +202,28 @@ struct PeerLost {
     std::string reason;
 };
 
+// -------------------- layer jobs
+
+enum class JobKind : uint8_t { kQuantize = 1 };
+// Asks an executor to make a layer from one that lies in its store. Whoever asks and leaves cancels.
+struct LayerJob {
+    uint32_t number = 0; // the operator's, for the answers
+    JobKind kind = JobKind::kQuantize;
+    Digest layer;
+    uint32_t type = 0; // ggml_type of the new layer's matrices
+};
+enum class JobPhase : uint8_t { kRuns = 1, kDone = 2, kFailed = 3 };
+// How far a job is; the last one says how it ended.
+struct JobState {
+    uint32_t number = 0;
+    JobPhase phase = JobPhase::kRuns;
+    uint64_t done_bytes = 0; // of the new layer
+    uint64_t total_bytes = 0;
+    Digest layer;                                  // of kDone: the new one
+    absl::StatusCode code = absl::StatusCode::kOk; // of kFailed
+    std::string reason;
+};
+
 std::vector<uint8_t> encode(const ResultHead & head);
 std::vector<uint8_t> encode(const PushHead & head);
 std::vector<uint8_t> encode(const BlobHead & head);
@@ -209,6 +231,8 @@ std::vector<uint8_t> encode(const BlobAnswer & answer);
 std::vector<uint8_t> encode(const Progress & progress);
 std::vector<uint8_t> encode(const Skip & skip);
 std::vector<uint8_t> encode(const PeerLost & lost);
+std::vector<uint8_t> encode(const LayerJob & job);
+std::vector<uint8_t> encode(const JobState & state);
 absl::StatusOr<ResultHead> decode_result(std::span<const uint8_t> & body); // body: what follows is left
 absl::StatusOr<PushHead> decode_push(std::span<const uint8_t> & body);
 absl::StatusOr<BlobHead> decode_blob(std::span<const uint8_t> & body);
@@ -217,5 +241,7 @@ absl::StatusOr<BlobAnswer> decode_blob_answer(std::span<const uint8_t> body);
 absl::StatusOr<Progress> decode_progress(std::span<const uint8_t> body);
 absl::StatusOr<Skip> decode_skip(std::span<const uint8_t> body);
 absl::StatusOr<PeerLost> decode_peer_lost(std::span<const uint8_t> body);
+absl::StatusOr<LayerJob> decode_layer_job(std::span<const uint8_t> body);
+absl::StatusOr<JobState> decode_job_state(std::span<const uint8_t> body);
 
 } // namespace strata::wire

@@ -172,6 +172,14 @@ TEST(Messages, RoundTrip) {
     check_whole(encode(Skip{5}), [](Bytes b) { return again(decode_skip(b)); });
     check_whole(encode(BlobAnswer{5, Digest::of("w"), BlobState::kMissing, "no"}),
                 [](Bytes b) { return again(decode_blob_answer(b)); });
+    check_whole(encode(LayerJob{7, JobKind::kQuantize, Digest::of("l"), 2}),
+                [](Bytes b) { return again(decode_layer_job(b)); });
+    for (const JobState & state :
+         {JobState{7, JobPhase::kRuns, 1, 9, {}, absl::StatusCode::kOk, ""},
+          JobState{7, JobPhase::kDone, 9, 9, Digest::of("new"), absl::StatusCode::kOk, ""},
+          JobState{7, JobPhase::kFailed, 0, 0, {}, absl::StatusCode::kUnauthenticated, "why"}}) {
+        check_whole(encode(state), [](Bytes b) { return again(decode_job_state(b)); });
+    }
     check_whole(encode(BlobHead{Digest::of("w"), 8, 0}), [](Bytes b) { return again(decode_blob_request(b)); });
 }
 
@@ -189,6 +197,27 @@ TEST(Messages, HostileHellosAreRefused) {
         answer[4 + Digest::kBytes] = state;
         EXPECT_FALSE(decode_blob_answer(answer).ok());
     }
+}
+
+TEST(Messages, HostileLayerJobsAreRefused) {
+    for (const uint8_t kind : {0, 2, 255}) {
+        EXPECT_FALSE(decode_layer_job(encode(LayerJob{1, static_cast<JobKind>(kind), Digest::of("l"), 2})).ok());
+    }
+    using absl::StatusCode;
+    for (const JobState & wrong :
+         {JobState{1, static_cast<JobPhase>(0), 1, 9, {}, StatusCode::kOk, ""},
+          JobState{1, static_cast<JobPhase>(4), 1, 9, {}, StatusCode::kOk, ""},
+          JobState{1, JobPhase::kRuns, 10, 9, {}, StatusCode::kOk, ""},
+          JobState{1, JobPhase::kRuns, 1, 9, {}, StatusCode::kInternal, ""},
+          JobState{1, JobPhase::kFailed, 1, 9, {}, StatusCode::kOk, "without a code"},
+          JobState{1, JobPhase::kFailed, 1, 9, {}, static_cast<StatusCode>(17), "of an unknown code"}}) {
+        EXPECT_FALSE(decode_job_state(encode(wrong)).ok()) << wrong.reason;
+    }
+    // A long reason is cut, not refused.
+    const auto state = decode_job_state(
+        encode(JobState{1, JobPhase::kFailed, 0, 0, {}, StatusCode::kNotFound, std::string(300, 'x')}));
+    ASSERT_TRUE(state.ok());
+    EXPECT_EQ(state->reason.size(), 255);
 }
 
 TEST(Messages, HeadsLeaveThePayload) {
