@@ -221,16 +221,17 @@ class Executors:
                 "STRATA_MESH": ",".join(self.addresses[:count]),
                 **{f"STRATA_MESH_{name.upper()}": str(value) for name, value in variables.items()}}
 
-    def _left(self, i: int) -> list[int]:
+    def graphs(self, i: int) -> list[int]:
+        """How many an executor ran for each driver that has left."""
         return [int(n) for n in re.findall(r"left after (\d+) graphs", self.logs[i].read_text(errors="replace"))]
 
     @contextlib.contextmanager
     def working(self, which: range, sessions=1):
         """Fails unless each of these executors runs graphs for that many drivers, which leave, meanwhile."""
-        before = [len(self._left(i)) for i in which]
+        before = [len(self.graphs(i)) for i in which]
         yield
         for i, seen in zip(which, before):
-            graphs = wait_until(lambda: len(self._left(i)) >= seen + sessions and self._left(i)[seen:], 10,
+            graphs = wait_until(lambda: len(self.graphs(i)) >= seen + sessions and self.graphs(i)[seen:], 10,
                                 f"the end of the session at executor {i}")
             assert min(graphs) > 0, f"executor {i} ran no graph"
 

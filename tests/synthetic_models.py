@@ -1,6 +1,7 @@
 """Tiny models of architectures that no small real file is had of, with random weights and SmolLM2's vocabulary. What they
 write is nonsense, but it is the same nonsense wherever it is computed. usage: synthetic_models.py VOCABULARY.gguf FOLDER"""
 import pathlib
+import re
 import sys
 
 import gguf
@@ -88,10 +89,14 @@ class Model:
         for name, (values, quantization) in self.tensors.items():
             data = gguf.quants.quantize(values, quantization)
             writer.add_tensor(name, data, raw_dtype=quantization)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        finish(writer)
+
+
+def finish(writer: gguf.GGUFWriter):
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def moe(vocabulary) -> Model:
@@ -153,6 +158,36 @@ def sliding(vocabulary) -> Model:
 
 
 KINDS = {"moe": moe, "recurrent": recurrent, "hybrid": hybrid, "sliding": sliding}
+
+
+def write_lora(base: pathlib.Path, file: pathlib.Path, seed=0, rank=8) -> None:
+    """An adapter for all matrices of a model's blocks, strong enough to change what it says."""
+    random = numpy.random.default_rng(seed)
+    reader = gguf.GGUFReader(base)
+    writer = gguf.GGUFWriter(file, reader.fields["general.architecture"].contents())
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", rank)
+    for tensor in reader.tensors:
+        if not re.fullmatch(r"blk\.\d+\.(attn_(q|k|v|output)|ffn_(gate|up|down)(_exps)?|ssm_(in|x|out))\.weight", tensor.name):
+            continue
+        inputs, outputs, *experts = (int(n) for n in tensor.shape)
+        a = random.normal(0, 1 / numpy.sqrt(inputs), (*experts, rank, inputs))
+        b = random.normal(0, 0.1, (*experts, outputs, rank))
+        writer.add_tensor(f"{tensor.name}.lora_a", a.astype(numpy.float16))
+        writer.add_tensor(f"{tensor.name}.lora_b", b.astype(numpy.float16))
+    finish(writer)
+
+
+def write_control_vector(base: pathlib.Path, file: pathlib.Path) -> None:
+    random = numpy.random.default_rng(0)
+    fields = gguf.GGUFReader(base).fields
+    arch = fields["general.architecture"].contents()
+    width, layers = (fields[f"{arch}.{name}"].contents() for name in ("embedding_length", "block_count"))
+    writer = gguf.GGUFWriter(file, "controlvector")
+    for layer in range(1, layers):
+        writer.add_tensor(f"direction.{layer}", random.normal(0, 0.3, width).astype(numpy.float32))
+    finish(writer)
 
 
 def write_all(vocabulary_file: pathlib.Path, folder: pathlib.Path) -> None:

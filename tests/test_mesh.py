@@ -27,6 +27,12 @@ def mesh(tmp_path_factory):
         yield started
 
 
+@pytest.fixture(scope="module")
+def two_threads(tmp_path_factory):
+    with executors(tmp_path_factory.mktemp("two-threads"), 4, threads=2) as started:
+        yield started
+
+
 @functools.cache
 def local(peers, model, prompt, tokens, *options):
     return complete(completion_args(peers, model, prompt, tokens, *options))
@@ -61,8 +67,15 @@ def test_every_node_on_a_random_executor(peers, mesh, type, seed):
     assert_equal_to_local(peers, mesh, 3, SMOLLM2_BY_TYPE[type], tokens=12, scatter=seed)
 
 
+@pytest.mark.parametrize("type", SMOLLM2_BY_TYPE)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_layers_move_every_few_steps(peers, mesh, type, seed):
+    assert_equal_to_local(peers, mesh, 3, SMOLLM2_BY_TYPE[type], rebind=seed)
+
+
 @pytest.mark.parametrize("attention", ["on", "off"])
-@pytest.mark.parametrize("layout", [{"count": 1}, {"count": 2}, {"count": 2, "cuts": 8}], ids=str)
+@pytest.mark.parametrize("layout", [{"count": 1}, {"count": 2}, {"count": 4}, {"count": 2, "cuts": 8}, {"count": 3, "rebind": 3}],
+                         ids=str)
 def test_past_512_tokens_of_kv(peers, mesh, attention, layout):
     assert_equal_to_local(peers, mesh, prompt=LONG_PROMPT, tokens=32, model=SMOLLM2_BY_TYPE["q4_0"],
                           options=("-c", "2048", "-fa", attention), **layout)
@@ -72,16 +85,17 @@ def test_small_micro_batches(peers, mesh):
     assert_equal_to_local(peers, mesh, 2, SMOLLM2_BY_TYPE["q4_0"], LONG_PROMPT, 16, options=("-c", "2048", "-ub", "64"))
 
 
-def test_context_shift(peers, mesh):
+@pytest.mark.parametrize("cache", [(), ("-ctk", "q8_0"), ("-ctk", "q4_0", "-ctv", "q8_0", "-fa", "on")], ids=" ".join)
+def test_context_shift(peers, mesh, cache):
     """A context of 256 cells, of which the older half is given up again and again."""
     assert_equal_to_local(peers, mesh, 2, SMOLLM2_BY_TYPE["q4_0"], tokens=400,
-                          options=("-c", "256", "--context-shift", "--keep", "4"))
+                          options=("-c", "256", "--context-shift", "--keep", "4", *cache))
 
 
-def test_two_threads(peers, tmp_path):
-    expected = local(peers, SMOLLM2, PROMPT, 24, "-t", "2")
-    with executors(tmp_path, 2, threads=2) as two, two.working(range(2)):
-        assert complete(completion_args(peers, SMOLLM2, PROMPT, 24, *ON_MESH), two.env()) == expected
+@pytest.mark.parametrize("type", SMOLLM2_BY_TYPE)
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_two_threads(peers, two_threads, type, count):
+    assert_equal_to_local(peers, two_threads, count, SMOLLM2_BY_TYPE[type], tokens=24, options=("-t", "2"))
 
 
 # ------------------------------------------------------------------------------------------------------------ other models
@@ -93,11 +107,22 @@ def synthetic(tmp_path_factory):
     return folder
 
 
+# By size, a fourth executor would get nothing of such small blocks before so large a tail.
+LAYOUTS = [{"count": 1}, {"count": 2}, {"count": 4, "cuts": 3}, {"count": 2, "cuts": 4}, {"count": 3, "scatter": 3}, {"count": 3, "rebind": 5}]
+
+
 @pytest.mark.parametrize("kind", synthetic_models.KINDS)
-@pytest.mark.parametrize("variables", [{}, {"cuts": 4}, {"scatter": 3}], ids=str)
-def test_other_architectures(peers, mesh, synthetic, kind, variables):
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_other_architectures(peers, mesh, synthetic, kind, layout):
     """Text past the sliding window of 32 tokens."""
-    assert_equal_to_local(peers, mesh, 2, synthetic / f"{kind}.gguf", tokens=64, **variables)
+    assert_equal_to_local(peers, mesh, model=synthetic / f"{kind}.gguf", tokens=64, **layout)
+
+
+@pytest.mark.parametrize("kind", synthetic_models.KINDS)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_other_architectures_past_512_tokens(peers, two_threads, synthetic, kind, layout):
+    assert_equal_to_local(peers, two_threads, model=synthetic / f"{kind}.gguf", prompt=LONG_PROMPT, tokens=24,
+                          options=("-c", "2048", "-t", "2"), **layout)
 
 
 def embed(url, texts):
@@ -106,27 +131,32 @@ def embed(url, texts):
     return [d["embedding"] for d in answer.json()["data"]]
 
 
-def test_embeddings(llama, mesh):
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_embeddings(llama, mesh, layout):
     texts = ["A man is eating food.", "A cheetah is running behind its prey.", "The stock market fell sharply today. " * 12]
     with llama_server(llama, MINILM, "--embeddings", "-t", "1") as url:
         expected = embed(url, texts)
-    with mesh.working(range(2)):
-        with llama_server(llama, MINILM, "--embeddings", "-t", "1", "-fit", "off", *ON_MESH, env=mesh.env(2)) as url:
+    with mesh.working(range(layout["count"])):
+        with llama_server(llama, MINILM, "--embeddings", "-t", "1", "-fit", "off", *ON_MESH, env=mesh.env(**layout)) as url:
             got = embed(url, texts)
     assert max(abs(a - b) for g, e in zip(got, expected, strict=True) for a, b in zip(g, e, strict=True)) < 1e-5
 
 
-def test_perplexity(peers, mesh):
+@pytest.mark.parametrize("kind", ["decoder", *synthetic_models.KINDS])
+def test_perplexity(peers, mesh, synthetic, kind):
+    model = SMOLLM2 if kind == "decoder" else synthetic / f"{kind}.gguf"
+
     def perplexity(*options, env=None):
-        done = subprocess.run([str(peers / "llama-perplexity"), "-m", str(SMOLLM2), "-f", str(ROOT / "docs" / "cli.md"), "-c",
+        done = subprocess.run([str(peers / "llama-perplexity"), "-m", str(model), "-f", str(ROOT / "docs" / "cli.md"), "-c",
                                "512", "--chunks", "3", "-t", "1", "-fit", "off", *options], env=env,
                               stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=200)
         found = re.search(r"Final estimate: PPL = ([\d.]+)", done.stdout + done.stderr)
         assert done.returncode == 0 and found, done.stderr[-3000:]
         return float(found[1])
     expected = perplexity()
-    with mesh.working(range(2)):
-        assert abs(perplexity(*ON_MESH, env=mesh.env(2)) - expected) < 1e-4
+    for layout in LAYOUTS[:3]:
+        with mesh.working(range(layout["count"])):
+            assert abs(perplexity(*ON_MESH, env=mesh.env(**layout)) - expected) < 1e-4
 
 
 # --------------------------------------------------------------------------------------------------- several drivers, losses
