@@ -15,8 +15,8 @@ import pytest
 
 from conftest import BIN, ON_MESH, SMOLLM2, complete, completion_args, executors
 
-HELLO, WELCOME, PING, REFUSAL, COMMANDS, PUSH, BLOB, BLOB_STATE, BLOB_REQUEST, STATUS = 1, 2, 3, 4, 5, 8, 9, 10, 11, 12
-DRIVER, PEER = 1, 2
+HELLO, WELCOME, PING, REFUSAL, COMMANDS, PUSH, BLOB, BLOB_STATE, BLOB_REQUEST, LAYER_JOB = 1, 2, 3, 4, 5, 8, 9, 10, 11, 14
+DRIVER, PEER, OPERATOR = 1, 2, 3
 NEW_BUFFER, SET, FILL, BIND, UNBIND, DEFINE, COMPUTE, PUSH_TO, READ, OFFER = 1, 3, 4, 7, 8, 9, 11, 12, 14, 16
 BASE = 1 << 40
 F32, NONE = 0, 0xFFFFFFFF
@@ -64,6 +64,10 @@ def offer(digest=bytes(32), size=1 << 40, from_driver=False, parts=(), sources=(
 
 def bind(type=F32, ne=(8, 1, 1, 1), address=BASE, offset=0) -> bytes:
     return struct.pack("<BQ32sQI4q", BIND, address, bytes(32), offset, type, *ne)
+
+
+def layer_job(number=1, kind=1, digest=bytes(32), type=2) -> bytes:
+    return frame(LAYER_JOB, struct.pack("<IB32sI", number, kind, digest, type))
 
 
 # Sent after a valid hello: bytes, and a piece of the error's text.
@@ -215,6 +219,13 @@ def test_garbage(peers, mesh, build):
         ("a device that is not there", hello(build, device=99), "no device 99"),
         ("commands of a peer", hello(build, role=PEER) + commands(new_buffer(4096)), "frame of type 5"),
         ("half a push", hello(build, role=PEER) + frame(PUSH, bytes(10)), "malformed push"),
+        ("commands of an operator", hello(build, role=OPERATOR) + commands(new_buffer(4096)), "frame of type 5"),
+        ("a layer job of a driver", hello(build) + layer_job(), "frame of type 14"),
+        ("a layer job of a peer", hello(build, role=PEER) + layer_job(), "frame of type 14"),
+        ("a large frame of an operator", hello(build, role=OPERATOR) + frame(LAYER_JOB, bytes(5000)), "at most 4096"),
+        ("half a layer job", hello(build, role=OPERATOR) + frame(LAYER_JOB, layer_job()[36:-4]), "malformed layer job"),
+        ("a long layer job", hello(build, role=OPERATOR) + frame(LAYER_JOB, layer_job()[36:] + b"x"), "malformed layer job"),
+        ("an unknown kind of layer job", hello(build, role=OPERATOR) + layer_job(kind=77), "malformed layer job"),
     ]
     failures = []
     with generations_beside(peers, mesh) as texts:

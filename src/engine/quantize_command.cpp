@@ -6,6 +6,7 @@
 #include "layers/quantize.h"
 #include "wire/address.h"
 #include "wire/limits.h"
+#include "wire/message.h"
 #include "wire/tcp.h"
 
 #include <fmt/format.h>
