@@ -147,6 +147,7 @@ void TcpChannel::flush() {
         auto & front = waiting_.front();
         std::vector<iovec> pieces{{front.data() + waiting_from_, front.size() - waiting_from_}};
         write_now(pieces);
+        if (closing_) return; // and nothing waits any more
         const size_t left = pieces.empty() ? 0 : pieces[0].iov_len;
         waiting_bytes_ -= front.size() - waiting_from_ - left;
         waiting_from_ = front.size() - left;
