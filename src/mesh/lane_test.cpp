@@ -260,6 +260,7 @@ std::vector<float> result_on(ggml_backend_dev_t device, MakeNode * make) {
     std::vector<ggml_backend_buffer_ptr> buffers;
     for (ggml_context * context : {weights.get(), rest.get()}) {
         buffers.emplace_back(ggml_backend_alloc_ctx_tensors(context, backend.get()));
+        if (buffers.back() == nullptr) return {};
         if (context == weights.get())
             ggml_backend_buffer_set_usage(buffers.back().get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
         for (auto * each = ggml_get_first_tensor(context); each; each = ggml_get_next_tensor(context, each)) {
