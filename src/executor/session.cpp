@@ -12,6 +12,7 @@
 #include <optional>
 
 namespace strata::executor {
+
 Session::Session(Executor & executor, Device & device, std::shared_ptr<wire::Channel> channel,
                  const wire::Hello & hello, const ExecutorOptions & options)
     : executor_(executor)
@@ -129,7 +130,7 @@ void Session::arrived(const wire::OfferBlob & offer, const absl::StatusOr<std::s
 Work::Outcome Session::work() {
     bool computed = false; // one graph at a time; what follows it goes out at once, since others wait for it
     bool begun = false;
-    const auto end_of_turn = device_.clock().now() + kTurn;
+    auto end_of_turn = device_.clock().now() + kTurn;
     while (true) {
         // end() may empty the queue meanwhile, so the commands are taken out while they run; their place stays.
         std::vector<wire::Command> commands;
@@ -159,7 +160,10 @@ Work::Outcome Session::work() {
                 outcome = graph_begun_ ? Outcome::kMore : Outcome::kWaits;
                 break;
             }
-            computed = computed || is_graph;
+            if (is_graph) {
+                computed = true;
+                end_of_turn = device_.clock().now() + kTurn;
+            }
         }
         const bool whole = next == commands.size();
         {
@@ -304,84 +308,6 @@ absl::StatusOr<bool> Session::execute(const wire::CopyBytes & command) {
 
 absl::StatusOr<bool> Session::execute(const wire::DropBytes & command) {
     STRATA_RETURN_IF_ERROR(memory_.drop(command.range));
-    return true;
-}
-
-absl::StatusOr<bool> Session::execute(const wire::OfferBlob & command) {
-    if (offers_.size() >= kMaxOffers) return absl::ResourceExhaustedError("too many offers");
-    if (command.bytes > kMaxAddressSpaceBytes) return absl::InvalidArgumentError("a blob that is too large");
-    Offer & offer = offers_[command.digest];
-    offers_held_bytes_ -= offer.held_bytes;
-    offer = {command.bytes, command.parts.size() * sizeof(wire::BlobPart)};
-    for (const std::string & source : command.sources) offer.held_bytes += sizeof source + source.size();
-    offers_held_bytes_ += offer.held_bytes;
-    if (offers_held_bytes_ > kMaxOffersBytes) return absl::ResourceExhaustedError("offers of too many parts");
-    executor_.transfers().want(command, shared_from_this());
-    return true;
-}
-
-absl::StatusOr<bool> Session::execute(const wire::BindWeight & command) {
-    if (weights_.size() >= kMaxWeights) return absl::ResourceExhaustedError("too many weights");
-    if (command.type >= GGML_TYPE_COUNT || ggml_blck_size(static_cast<ggml_type>(command.type)) == 0) {
-        return absl::InvalidArgumentError(fmt::format("a weight of unknown type {}", command.type));
-    }
-    const auto offer = offers_.find(command.blob);
-    if (offer == offers_.end()) return absl::InvalidArgumentError("a weight of a blob that was not offered");
-    if (command.offset % kWeightAlignment != 0) return absl::InvalidArgumentError("a weight that is not aligned");
-    const auto type = static_cast<ggml_type>(command.type);
-    __extension__ using Wide = unsigned __int128;
-    Wide bytes = ggml_type_size(type);
-    for (const int64_t n : command.ne) {
-        if (n < 1 || n > INT32_MAX) return absl::InvalidArgumentError("a weight with a dimension out of range");
-        bytes *= static_cast<Wide>(n);
-        if (bytes > kMaxAddressSpaceBytes * 1024) return absl::InvalidArgumentError("a weight that is too large");
-    }
-    if (command.ne[0] % ggml_blck_size(type) != 0) return absl::InvalidArgumentError("a weight with half a block");
-    bytes /= static_cast<Wide>(ggml_blck_size(type));
-    if (command.offset > offer->second.bytes || bytes > offer->second.bytes - command.offset)
-        return absl::OutOfRangeError("a weight beyond its blob");
-    BoundWeight bound{command.blob, command.offset, command.type, command.ne, static_cast<uint64_t>(bytes), nullptr};
-    STRATA_RETURN_IF_ERROR(memory_.at({command.address, bound.bytes}).status());
-    const auto next = weights_.lower_bound(command.address);
-    if ((next != weights_.end() && next->first < command.address + bound.bytes && next->first != command.address) ||
-        (next != weights_.begin() && std::prev(next)->first + std::prev(next)->second.bytes > command.address)) {
-        return absl::InvalidArgumentError("a weight that overlaps another one");
-    }
-    {
-        const std::lock_guard lock(mutex_);
-        attach(bound);
-    }
-    forget_parts();
-    if (const auto before = weights_.find(command.address); before != weights_.end() && before->second.blob != nullptr)
-        weights_bytes_ -= before->second.bytes;
-    weights_[command.address] = std::move(bound);
-    return true;
-}
-
-// mutex_ held.
-void Session::attach(BoundWeight & bound) {
-    const auto arrived = arrived_blobs_.find(bound.digest);
-    if (arrived == arrived_blobs_.end() || arrived->second->bytes().size() < bound.offset + bound.bytes) return;
-    bound.blob = arrived->second;
-    weights_bytes_ += bound.bytes;
-}
-
-absl::StatusOr<bool> Session::execute(const wire::UnbindWeight & command) {
-    const auto bound = weights_.find(command.address);
-    if (bound == weights_.end()) return absl::InvalidArgumentError("no weight is bound at this address");
-    if (command.keep) {
-        if (bound->second.blob == nullptr) {
-            const std::lock_guard lock(mutex_);
-            attach(bound->second);
-        }
-        if (bound->second.blob == nullptr) return false;
-        const auto bytes = bound->second.data();
-        STRATA_ASSIGN_OR_RETURN(uint8_t * const to, memory_.for_writing({command.address, bytes.size()}));
-        std::ranges::copy(bytes, to);
-    }
-    forget_parts();
-    if (bound->second.blob != nullptr) weights_bytes_ -= bound->second.bytes;
-    weights_.erase(bound);
     return true;
 }
 

@@ -64,6 +64,7 @@ public:
         options.folder = testing::TempDir();
         options.store = disk_;
         options.runtime = &simulation_;
+        if (simulation_.chance(50)) options.first_turn_operations = 100; // graphs run in pieces
         options.log = [this](const std::string & line) { simulation_.note(fmt::format("{}: {}", name, line)); };
         executor_ = std::make_shared<executor::Executor>(machine_, options, std::move(devices));
         machine_.restart();
