@@ -17,7 +17,7 @@ from test_mesh_bad_input import OPERATOR, Attacker, generations_beside, hello, l
 from test_mesh_bad_input import build  # noqa: F401 a fixture
 
 JOB_STATE, RUNS, DONE, FAILED = 15, 1, 2, 3
-EMBEDDING, BLOCK, TAIL = 1, 6, 31 # places in SmolLM2, which has 30 blocks
+EMBEDDING, BLOCK, TAIL = 1, 6, 32 # places of SmolLM2, which has 30 blocks
 
 
 def llama_quantize(llama, source, target, type, *options):
@@ -85,8 +85,7 @@ def tensors(file) -> dict:
     return {t.name: (t.tensor_type.name, [int(n) for n in t.shape], t.data.tobytes()) for t in gguf.GGUFReader(file).tensors}
 
 
-@pytest.mark.parametrize("type, llama_type", [("q4_0", "Q4_0"), ("q8_0", "Q8_0"), ("Q4_K", "Q4_K_S"), ("iq4_nl", "IQ4_NL"),
-                                              ("bf16", "BF16")])
+@pytest.mark.parametrize("type, llama_type", [("q4_0", "Q4_0"), ("q8_0", "Q8_0"), ("Q4_K", "Q4_K_S")])
 def test_equal_to_llama_quantize(node, layers, llama, f16, tmp_path, type, llama_type):
     expected = tensors(llama_quantize(llama, f16, tmp_path / "pure.gguf", llama_type, "--pure"))
     changed = 0
@@ -161,7 +160,7 @@ def test_wrong_use(node, layers):
         assert done.returncode == 2 and not done.stdout, done
         return done.stderr
     assert "no type 'q4_k_m'" in wrong(*node.command(layers[BLOCK], "q4_k_m"))
-    assert "sha256:../x" in wrong(*node.command("sha256:../x", "q4_0"))
+    assert '"../x" is not a SHA-256 digest' in wrong(*node.command("sha256:../x", "q4_0"))
     assert "--layer is required" in wrong(str(BIN / "strata-engine"), "quantize-layer", "--executor", "x:1", "--type", "q4_0")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0)) # and does not listen

@@ -8,6 +8,7 @@
 #include <gmock/gmock.h>
 
 #include <cmath>
+#include <cstring>
 
 namespace strata::executor {
 namespace {
@@ -214,6 +215,21 @@ TEST_F(LayerJobTest, TheDeviceWaitsForTheDisk) {
     const uint64_t written = operator_->states.back().done_bytes;
     EXPECT_EQ(operator_->end(), "runs");
     EXPECT_LE(written, kMaxUnwrittenBytes + kJobTurnBytes + 65536);
+    EXPECT_EQ(run(), "done");
+}
+
+TEST_F(LayerJobTest, DriversGoFirst) {
+    struct Driver : Work {
+        int pieces = 0;
+        Outcome work() override { return ++pieces < 20 ? Outcome::kMore : Outcome::kWaits; }
+    };
+    start(1, store_.put(layer(3000)));
+    run_disk();
+    const auto driver = std::make_shared<Driver>();
+    device_.add(driver);
+    device_.ready(driver.get());
+    for (int i = 0; i < 20; ++i) device_.work_once();
+    EXPECT_EQ(driver->pieces, 20);
     EXPECT_EQ(run(), "done");
 }
 
