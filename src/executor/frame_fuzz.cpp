@@ -427,6 +427,7 @@ public:
         run_until([] { return false; });
         STRATA_CHECK(executor_->status().sessions.empty());
         machine_.crash();
+        run_until([] { return false; });          // whom it has asked for blobs learns of it
         STRATA_CHECK(executor_.use_count() == 1); // nobody's connection is left
     }
 

@@ -14,7 +14,7 @@ absl::StatusOr<bool> Session::execute(const wire::OfferBlob & command) {
     Offer & offer = offers_[command.digest];
     offers_held_bytes_ -= offer.held_bytes;
     offer = {command.bytes, command.parts.size() * sizeof(wire::BlobPart)};
-    for (const std::string & source : command.sources) offer.held_bytes += sizeof source + source.size();
+    for (const std::string & source : command.sources) offer.held_bytes += sizeof(std::string) + source.size();
     offers_held_bytes_ += offer.held_bytes;
     if (offers_held_bytes_ > kMaxOffersBytes) return absl::ResourceExhaustedError("offers of too many parts");
     executor_.transfers().want(command, shared_from_this());
