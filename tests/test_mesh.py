@@ -74,8 +74,8 @@ def test_layers_move_every_few_steps(peers, mesh, type, seed):
 
 
 @pytest.mark.parametrize("attention", ["on", "off"])
-@pytest.mark.parametrize("layout", [{"count": 1}, {"count": 2}, {"count": 4}, {"count": 2, "cuts": 8}, {"count": 3, "rebind": 3}],
-                         ids=str)
+@pytest.mark.parametrize("layout", [{"count": 1}, {"count": 2}, {"count": 4}, {"count": 2, "cuts": 8},
+                                    {"count": 3, "rebind": 3}], ids=str)
 def test_past_512_tokens_of_kv(peers, mesh, attention, layout):
     assert_equal_to_local(peers, mesh, prompt=LONG_PROMPT, tokens=32, model=SMOLLM2_BY_TYPE["q4_0"],
                           options=("-c", "2048", "-fa", attention), **layout)
@@ -108,7 +108,8 @@ def synthetic(tmp_path_factory):
 
 
 # By size, a fourth executor would get nothing of such small blocks before so large a tail.
-LAYOUTS = [{"count": 1}, {"count": 2}, {"count": 4, "cuts": 3}, {"count": 2, "cuts": 4}, {"count": 3, "scatter": 3}, {"count": 3, "rebind": 5}]
+LAYOUTS = [{"count": 1}, {"count": 2}, {"count": 4, "cuts": 3}, {"count": 2, "cuts": 4}, {"count": 3, "scatter": 3},
+           {"count": 3, "rebind": 5}]
 
 
 @pytest.mark.parametrize("kind", synthetic_models.KINDS)
