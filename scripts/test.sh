@@ -48,9 +48,7 @@ fi
 if [[ $what == system || $what == all ]]; then
   step "whole-system tests"
   rm -f "$out/system.xml"
-  # Files side by side: most tests wait for a process of one thread.
-  "$(scripts/venv.sh)/bin/python" -m pytest -q -n auto --maxprocesses 4 --dist loadfile --timeout 300 \
-    --junit-xml "$out/system.xml" tests
+  "$(scripts/venv.sh)/bin/python" -m pytest -q --timeout 300 --junit-xml "$out/system.xml" tests
   count "whole-system tests" "$out/system.xml" $?
 fi
 echo
