@@ -70,7 +70,7 @@ class TestHttp:
         r = httpx.post(f"{node.url}/v1/chat/completions", json=chat("Hi", model="nonesuch"))
         assert r.status_code == 404 and "nonesuch" in error_of(r)
 
-    @pytest.mark.parametrize("name", ["../../etc/passwd", "a" * 5000, "bad\nname", "\x1b[31mred", "sha256:../x", "", "ü"])
+    @pytest.mark.parametrize("name", ["../../etc/passwd", "a" * 5000, "bad\nname", "\x1b[31mred", "sha256:../x", "ü"])
     def test_hostile_model_name(self, node, name):
         r = httpx.post(f"{node.url}/v1/chat/completions", json=chat("Hi", model=name))
         assert r.status_code in (400, 404)
