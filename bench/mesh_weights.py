@@ -17,11 +17,9 @@ import time
 import gguf
 import numpy
 
-from common import (BIN, ROOT, SMOLLM2_BY_TYPE, Daemon, Report, executors, options, progress, resident_bytes, running)
+from common import (BIN, SMOLLM2_BY_TYPE, Daemon, Report, executors, options, progress, resident_bytes, running)
 from serve import Api, in_parallel
-
-sys.path.insert(0, str(ROOT / "tests"))
-import synthetic_models  # noqa: E402
+import synthetic_models
 
 CORES = sorted(os.sched_getaffinity(0))[:2]
 BLOCKS, WIDTH, FEED, KV_WIDTH = 32, 4096, 14336, 1024  # as Llama 3 8B; in Q4_0 4 GB with a small vocabulary

@@ -43,12 +43,16 @@ def texts(answers) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------------------------- adapters
 
+def assert_changed_as_locally(peers, mesh, model, options):
+    assert local(peers, model, PROMPT, 48, *options) != local(peers, model, PROMPT, 48)
+    assert_equal_to_local(peers, mesh, 2, model, options=options)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_lora(peers, mesh, kind, model, tmp_path): # noqa: F811
     synthetic_models.write_lora(model, tmp_path / "lora.gguf")
     options = ("--lora", str(tmp_path / "lora.gguf"))
-    assert local(peers, model, PROMPT, 48, *options) != local(peers, model, PROMPT, 48)
-    assert_equal_to_local(peers, mesh, 2, model, options=options)
+    assert_changed_as_locally(peers, mesh, model, options)
     assert_equal_to_local(peers, mesh, 3, model, options=options, tokens=12, scatter=4)
 
 
@@ -69,8 +73,7 @@ def test_adapters_by_request(llama, mesh, tmp_path): # noqa: F811
 def test_control_vector(peers, mesh, kind, model, tmp_path): # noqa: F811
     synthetic_models.write_control_vector(model, tmp_path / "vector.gguf")
     options = ("--control-vector", str(tmp_path / "vector.gguf"))
-    assert local(peers, model, PROMPT, 48, *options) != local(peers, model, PROMPT, 48)
-    assert_equal_to_local(peers, mesh, 2, model, options=options)
+    assert_changed_as_locally(peers, mesh, model, options)
 
 
 # ------------------------------------------------------------------------------------------------------------------ drafts
