@@ -92,7 +92,7 @@ absl::StatusOr<Driver::Lane> Driver::open_lane(const DriverOptions & options, co
     }
     STRATA_ASSIGN_OR_RETURN(lane.host, ServerHost::load(here, source.first_file()));
     if (lane.mesh != nullptr) {
-        lane.mesh->end_progress();
+        lane.mesh->end_loading();
         STRATA_RETURN_IF_ERROR(lane.mesh->health()); // llama.cpp loads all the same
     }
     return lane;

@@ -19,14 +19,20 @@
 namespace strata::engine {
 namespace {
 
-// All of ggml's devices that hold memory; the CPU last, so that it is device 0 where there is nothing else.
+// All of ggml's devices that have memory, in the order in which people want them: GPUs, those that share the host's
+// memory, the CPU.
 std::vector<std::unique_ptr<executor::Device>> open_devices(int threads) {
     std::vector<std::unique_ptr<executor::Device>> devices;
-    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
-        ggml_backend_dev_t device = ggml_backend_dev_get(i);
-        if (ggml_backend_dev_type(device) != GGML_BACKEND_DEVICE_TYPE_CPU) continue;
-        devices.push_back(std::make_unique<executor::Device>(device, threads));
-        devices.back()->start();
+    for (const auto type :
+         {GGML_BACKEND_DEVICE_TYPE_GPU, GGML_BACKEND_DEVICE_TYPE_IGPU, GGML_BACKEND_DEVICE_TYPE_CPU}) {
+        for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+            ggml_backend_dev_t device = ggml_backend_dev_get(i);
+            if (ggml_backend_dev_type(device) != type) continue;
+            spdlog::info("device {}: {} ({})", devices.size(), ggml_backend_dev_name(device),
+                         ggml_backend_dev_description(device));
+            devices.push_back(std::make_unique<executor::Device>(device, threads));
+            devices.back()->start();
+        }
     }
     return devices;
 }

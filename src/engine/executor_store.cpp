@@ -16,6 +16,8 @@ public:
 
     absl::Status append(std::span<const uint8_t> data) override { return writer_.append(std::as_bytes(data)); }
 
+    absl::StatusOr<MappedBytes> written() override { return writer_.map(); }
+
     absl::StatusOr<MappedBytes> finish() override {
         STRATA_ASSIGN_OR_RETURN(digest_, writer_.finish(digest_));
         store_.store_->remember_whole(*digest_).IgnoreError(); // then it is hashed once more

@@ -38,7 +38,7 @@ absl::StatusOr<wire::Network *> network(const std::string & tls) {
 absl::StatusOr<std::vector<std::string>> full_addresses(const std::vector<std::string> & texts) {
     std::vector<std::string> addresses;
     for (const std::string & text : texts) {
-        STRATA_ASSIGN_OR_RETURN(const wire::Address address, wire::Address::parse(text, wire::kDefaultExecutorPort));
+        STRATA_ASSIGN_OR_RETURN(const auto address, wire::DeviceAddress::parse(text, wire::kDefaultExecutorPort));
         addresses.push_back(address.to_string());
     }
     return addresses;
@@ -90,6 +90,7 @@ absl::StatusOr<std::unique_ptr<MeshDevice>> MeshDevice::open(const Options & opt
     lane_options.log = [](const std::string & line) { log_message(STRATA_LOG_WARN, line); };
     STRATA_ASSIGN_OR_RETURN(wire::Network * const over, network(options.tls));
     STRATA_ASSIGN_OR_RETURN(auto lane, mesh::Lane::open(*over, std::move(lane_options)));
+    lane->begin_loading();
     mesh::Lane & kept = *lane;
     ggml_backend_dev_t device = mesh::add_device(std::move(lane));
     ggml_backend_device_register(device);
@@ -100,8 +101,8 @@ absl::Status MeshDevice::health() const {
     return lane_.failed() ? lane_.status() : absl::OkStatus();
 }
 
-void MeshDevice::end_progress() {
-    lane_.end_progress();
+void MeshDevice::end_loading() {
+    lane_.end_loading();
 }
 
 std::set<size_t> MeshDevice::layers_needed_here(const ModelSource & source) const {
@@ -119,7 +120,7 @@ MeshDevice::~MeshDevice() {
 }
 
 absl::Status MeshDevice::bind(int32_t first_layer, int32_t last_layer, const std::string & executor) {
-    STRATA_ASSIGN_OR_RETURN(const wire::Address address, wire::Address::parse(executor, wire::kDefaultExecutorPort));
+    STRATA_ASSIGN_OR_RETURN(const auto address, wire::DeviceAddress::parse(executor, wire::kDefaultExecutorPort));
     return lane_.move(first_layer, last_layer, address.to_string());
 }
 

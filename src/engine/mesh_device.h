@@ -35,7 +35,7 @@ public:
     ~MeshDevice();
 
     absl::Status health() const; // why the mesh is of no use any more; at once, unless it is so
-    void end_progress();         // options.progress is not called any more
+    void end_loading();          // of the model: from now on graphs are run
     // Those of the hollow layers that the driver itself would compute with, once the model is loaded.
     std::set<size_t> layers_needed_here(const ModelSource & source) const;
 

@@ -27,6 +27,7 @@ private:
             bytes_->insert(bytes_->end(), data.begin(), data.end());
             return absl::OkStatus();
         }
+        absl::StatusOr<MappedBytes> written() override { return MappedBytes{*bytes_, bytes_}; }
         absl::StatusOr<MappedBytes> finish() override {
             const Digest made = Digest::of(std::as_bytes(std::span(*bytes_)));
             if (digest_.value_or(made) != made) return absl::DataLossError("other bytes came");

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <ggml-cpp.h>
+#include <ggml-cpu.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -34,6 +35,8 @@ public:
         return absl::OkStatus();
     }
 
+    absl::StatusOr<MappedBytes> written() override { return map_file(file_.get(), 0, bytes_); }
+
     absl::StatusOr<MappedBytes> finish() override {
         const Digest found = hasher_.finish();
         if (digest_ && found != *digest_) {
@@ -41,7 +44,7 @@ public:
                 fmt::format("blob {} arrived with other bytes, of {}", digest_->to_string(), found.to_string()));
         }
         digest_ = found;
-        return map_file(file_.get(), 0, bytes_);
+        return written();
     }
 
     Digest digest() const override { return *digest_; }
@@ -67,7 +70,7 @@ absl::StatusOr<std::unique_ptr<BlobStore::Writer>> UnnamedBlobs::create(const st
     return std::make_unique<UnnamedWriter>(std::move(file), folder_, digest);
 }
 
-struct Blob::Repacked {
+struct Blob::Copy {
     ggml_context_ptr context;
     ggml_backend_buffer_ptr buffer;
     ggml_tensor * tensor = nullptr;
@@ -77,36 +80,55 @@ Blob::Blob(const Digest & digest, MappedBytes mapped)
     : digest_(digest)
     , mapped_(std::move(mapped)) {}
 
-Blob::~Blob() = default;
+Blob::~Blob() {
+    ggml_backend_buffer_free(buffer_);
+}
 
-const ggml_tensor * Blob::repacked(uint64_t offset, ggml_backend_buffer_type_t buft, ggml_type type,
-                                   const int64_t * ne) {
+ggml_backend_buffer_t Blob::buffer() {
     const std::lock_guard lock(mutex_);
-    if (const auto found = repacked_.find(offset); found != repacked_.end()) {
+    if (buffer_ == nullptr) {
+        // Only read, and where it begins does not matter: ggml wants it aligned.
+        auto * data = const_cast<uint8_t *>(mapped_.bytes.data());
+        const size_t beyond = reinterpret_cast<uintptr_t>(data) % kPageBytes;
+        buffer_ = ggml_backend_cpu_buffer_from_ptr(data - beyond, mapped_.bytes.size() + beyond);
+    }
+    return buffer_;
+}
+
+const ggml_tensor * Blob::in(ggml_backend_buffer_type_t buft, uint64_t offset, ggml_type type, const int64_t * ne) {
+    const std::lock_guard lock(mutex_);
+    if (const auto found = copies_.find({buft, offset}); found != copies_.end()) {
         const ggml_tensor * tensor = found->second->tensor;
         return tensor->type == type && std::equal(ne, ne + GGML_MAX_DIMS, tensor->ne) ? tensor : nullptr;
     }
-    auto made = std::make_unique<Repacked>();
+    auto made = std::make_unique<Copy>();
     made->context.reset(ggml_init({2 * ggml_tensor_overhead(), nullptr, true}));
     made->tensor = ggml_new_tensor(made->context.get(), type, GGML_MAX_DIMS, ne);
     const uint64_t bytes = ggml_nbytes(made->tensor);
     if (offset > mapped_.bytes.size() || bytes > mapped_.bytes.size() - offset) return nullptr;
     made->buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(made->context.get(), buft));
-    if (made->buffer == nullptr || made->tensor->extra == nullptr) return nullptr;
+    if (made->buffer == nullptr) return nullptr;
+    const bool of_cpu = ggml_backend_dev_type(ggml_backend_buft_get_device(buft)) == GGML_BACKEND_DEVICE_TYPE_CPU;
+    if (of_cpu && made->tensor->extra == nullptr) return nullptr; // it would be as it is
     ggml_backend_buffer_set_usage(made->buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
     const uint8_t * begin = mapped_.bytes.data() + offset;
     ggml_backend_tensor_set(made->tensor, begin, 0, bytes);
-    // The file's pages are read again only when a peer asks for the blob.
+    // The file's pages are read again only when a peer asks for the blob; others need the memory now.
     const auto first = reinterpret_cast<uintptr_t>(begin) / kPageBytes * kPageBytes;
     // NOLINTNEXTLINE(performance-no-int-to-ptr): a page's begin
-    madvise(reinterpret_cast<void *>(first), reinterpret_cast<uintptr_t>(begin) + bytes - first, MADV_DONTNEED);
-    return (repacked_[offset] = std::move(made))->tensor;
+    madvise(reinterpret_cast<void *>(first), reinterpret_cast<uintptr_t>(begin) + bytes - first, MADV_PAGEOUT);
+    return (copies_[{buft, offset}] = std::move(made))->tensor;
 }
 
-uint64_t Blob::repacked_bytes() const {
+bool Blob::has(ggml_backend_buffer_type_t buft, uint64_t offset) const {
+    const std::lock_guard lock(mutex_);
+    return copies_.contains({buft, offset});
+}
+
+uint64_t Blob::copied_bytes() const {
     const std::lock_guard lock(mutex_);
     uint64_t bytes = 0;
-    for (const auto & [offset, repacked] : repacked_) bytes += ggml_backend_buffer_get_size(repacked->buffer.get());
+    for (const auto & [place, copy] : copies_) bytes += ggml_backend_buffer_get_size(copy->buffer.get());
     return bytes;
 }
 
@@ -127,13 +149,18 @@ std::shared_ptr<Blob> BlobCache::add(const Digest & digest, MappedBytes mapped) 
     }
     entry.used = ++uses_;
     auto blob = entry.blob;
-    trim();
+    trim_locked(kept_bytes_);
     return blob;
 }
 
-void BlobCache::trim() {
+void BlobCache::trim(uint64_t kept_bytes) {
+    const std::lock_guard lock(mutex_);
+    trim_locked(kept_bytes);
+}
+
+void BlobCache::trim_locked(uint64_t kept_bytes) {
     const auto unused = [](const auto & item) { return item.second.blob.use_count() == 1; };
-    while (bytes_ > kept_bytes_) {
+    while (bytes_ > kept_bytes) {
         auto oldest = blobs_.end();
         for (auto at = blobs_.begin(); at != blobs_.end(); ++at) {
             if (unused(*at) && (oldest == blobs_.end() || at->second.used < oldest->second.used)) oldest = at;
@@ -150,7 +177,7 @@ BlobCache::Totals BlobCache::totals() const {
     for (const auto & [digest, entry] : blobs_) {
         ++totals.blobs;
         totals.bytes += entry.blob->bytes().size();
-        totals.repacked_bytes += entry.blob->repacked_bytes();
+        totals.copied_bytes += entry.blob->copied_bytes();
     }
     return totals;
 }
@@ -164,35 +191,22 @@ absl::Status BlobReceiver::add(uint64_t offset, std::span<const uint8_t> data) {
     if (offset != received_ || data.size() > bytes_ - received_) {
         return absl::InvalidArgumentError("a piece of a blob out of order");
     }
-    STRATA_RETURN_IF_ERROR(check_parts(data));
     STRATA_RETURN_IF_ERROR(writer_->append(data));
     received_ += data.size();
     return absl::OkStatus();
 }
 
-absl::Status BlobReceiver::check_parts(std::span<const uint8_t> data) {
-    uint64_t at = received_; // in the blob, of data's begin
-    while (!data.empty() && part_ < parts_.size()) {
-        const wire::BlobPart & part = parts_[part_];
-        if (at < part.offset) { // between two parts
-            const uint64_t gap = std::min<uint64_t>(part.offset - at, data.size());
-            at += gap;
-            data = data.subspan(gap);
-            continue;
-        }
-        const uint64_t bytes = std::min<uint64_t>(part.offset + part.bytes - at, data.size());
-        part_hasher_.update(std::as_bytes(data.first(bytes)));
-        at += bytes;
-        data = data.subspan(bytes);
-        if (at < part.offset + part.bytes) continue;
-        const Digest found = part_hasher_.finish();
-        if (found != part.digest) {
-            return absl::DataLossError(fmt::format("bytes {} to {} have the digest {} instead of {}", part.offset, at,
-                                                   found.to_string(), part.digest.to_string()));
-        }
-        ++part_;
+absl::StatusOr<MappedBytes> BlobReceiver::finish() {
+    STRATA_ASSIGN_OR_RETURN(const MappedBytes written, writer_->written());
+    auto finished = writer_->finish();
+    if (!absl::IsDataLoss(finished.status())) return finished;
+    for (const wire::BlobPart & part : parts_) {
+        const Digest found = Digest::of(std::as_bytes(written.bytes.subspan(part.offset, part.bytes)));
+        if (found == part.digest) continue;
+        return absl::DataLossError(fmt::format("bytes {} to {} have the digest {} instead of {}", part.offset,
+                                               part.offset + part.bytes, found.to_string(), part.digest.to_string()));
     }
-    return absl::OkStatus();
+    return finished;
 }
 
 } // namespace strata::executor

@@ -30,6 +30,8 @@ public:
     public:
         virtual ~Writer() = default;
         virtual absl::Status append(std::span<const uint8_t> data) = 0;
+        // What was appended, also of a blob that turns out to be wrong.
+        virtual absl::StatusOr<MappedBytes> written() = 0;
         // kDataLoss when the bytes have another digest than was said; then nothing is left of them.
         virtual absl::StatusOr<MappedBytes> finish() = 0;
         // The digest of the bytes, once they are finished.
@@ -62,19 +64,24 @@ public:
     const Digest & digest() const { return digest_; }
     std::span<const uint8_t> bytes() const { return mapped_.bytes; }
 
-    // The weight at `offset` in a device's own layout (CPU_REPACK), made on first use: a tensor whose data, buffer and
-    // extra a graph's tensor takes over. nullptr when `type` gains nothing from it, or when the weight was asked for
-    // with another type or shape before. buft: where to put it.
-    const ggml_tensor * repacked(uint64_t offset, ggml_backend_buffer_type_t buft, ggml_type type, const int64_t * ne);
-    uint64_t repacked_bytes() const;
+    // The bytes as a buffer of the host, for tensors that lie in them.
+    ggml_backend_buffer_t buffer();
+    // The weight at `offset` in memory of another type, made on first use: a device's, or one with a layout of its own
+    // (CPU_REPACK). Its data, buffer and extra are for a graph's tensor to take over. nullptr when there is no room,
+    // when `type` gains nothing from it, or when the weight was asked for with another type or shape before.
+    const ggml_tensor * in(ggml_backend_buffer_type_t buft, uint64_t offset, ggml_type type, const int64_t * ne);
+    bool has(ggml_backend_buffer_type_t buft, uint64_t offset) const;
+    // Of these.
+    uint64_t copied_bytes() const;
 
 private:
-    struct Repacked;
+    struct Copy;
 
     const Digest digest_;
     const MappedBytes mapped_;
     mutable std::mutex mutex_;
-    std::map<uint64_t, std::unique_ptr<Repacked>> repacked_; // by offset
+    ggml_backend_buffer_t buffer_ = nullptr;
+    std::map<std::pair<ggml_backend_buffer_type_t, uint64_t>, std::unique_ptr<Copy>> copies_;
 };
 
 // The blobs that an executor has in memory, by digest: one copy for all drivers. A blob that no session uses any more
@@ -86,18 +93,21 @@ public:
         : kept_bytes_(kept_bytes) {}
 
     std::shared_ptr<Blob> find(const Digest & digest);
+    // Blobs that nobody uses go, with what devices have of them.
+    void forget_unused() { trim(0); }
     // What find() gives from now on: the one that was there first.
     std::shared_ptr<Blob> add(const Digest & digest, MappedBytes mapped);
 
     struct Totals {
         uint64_t blobs = 0;
         uint64_t bytes = 0;
-        uint64_t repacked_bytes = 0;
+        uint64_t copied_bytes = 0; // repacked, or in the memory of devices
     };
     Totals totals() const;
 
 private:
-    void trim(); // mutex_ held
+    void trim(uint64_t kept_bytes);
+    void trim_locked(uint64_t kept_bytes);
 
     const uint64_t kept_bytes_;
     mutable std::mutex mutex_;
@@ -110,7 +120,7 @@ private:
     uint64_t uses_ = 0;
 };
 
-// Takes a blob's bytes from one sender, in order, and compares each part as soon as it is whole. Not thread-safe.
+// Takes a blob's bytes from one sender, in order. Not thread-safe.
 class BlobReceiver {
 public:
     // parts: by offset, inside of the blob, without overlaps.
@@ -119,17 +129,14 @@ public:
     absl::Status add(uint64_t offset, std::span<const uint8_t> data);
     uint64_t received() const { return received_; }
     bool whole() const { return received_ == bytes_; }
-    absl::StatusOr<MappedBytes> finish() { return writer_->finish(); }
+    // kDataLoss: says which part has other bytes, when the parts tell.
+    absl::StatusOr<MappedBytes> finish();
 
 private:
-    absl::Status check_parts(std::span<const uint8_t> data);
-
     const std::unique_ptr<BlobStore::Writer> writer_;
     const uint64_t bytes_;
     const std::vector<wire::BlobPart> parts_;
     uint64_t received_ = 0;
-    size_t part_ = 0; // the one that is being received, or comes next
-    Sha256 part_hasher_;
 };
 
 } // namespace strata::executor

@@ -15,6 +15,12 @@ Function lookup(ggml_backend_dev_t device, const char * name) {
     return reinterpret_cast<Function>(ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), name));
 }
 
+void set_threads(ggml_backend_t backend, int threads) {
+    const auto set =
+        lookup<ggml_backend_set_n_threads_t>(ggml_backend_get_device(backend), "ggml_backend_set_n_threads");
+    if (set != nullptr) set(backend, threads);
+}
+
 } // namespace
 
 Device::Device(ggml_backend_dev_t device, int threads, Runtime & runtime)
@@ -28,8 +34,14 @@ Device::Device(ggml_backend_dev_t device, int threads, Runtime & runtime)
             traits_.extra_bufts.push_back(*at);
         }
     }
-    if (const auto set = lookup<ggml_backend_set_n_threads_t>(device, "ggml_backend_set_n_threads")) {
-        set(backend_.get(), threads);
+    set_threads(backend_.get(), threads);
+    ggml_backend_buffer_type_t memory = ggml_backend_dev_buffer_type(device);
+    if (!ggml_backend_buft_is_host(memory)) {
+        host_.reset(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
+        STRATA_CHECK(host_ != nullptr);
+        set_threads(host_.get(), threads);
+        traits_.memory = memory;
+        traits_.host = host_.get();
     }
     // Without a pool of its own ggml makes and ends threads for each graph.
     const auto make = lookup<decltype(&ggml_threadpool_new)>(device, "ggml_threadpool_new");
@@ -46,6 +58,18 @@ Device::Device(ggml_backend_dev_t device, int threads, Runtime & runtime)
 Device::~Device() {
     stop();
     backend_.reset(); // before the threads it uses
+}
+
+uint64_t Device::free_bytes() const {
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(traits_.device, &free, &total);
+    return free;
+}
+
+uint64_t Device::memory_bytes() const {
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(traits_.device, &free, &total);
+    return total;
 }
 
 void Device::start() {

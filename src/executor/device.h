@@ -33,6 +33,8 @@ public:
     const DeviceTraits & traits() const { return traits_; }
     ggml_backend_t backend() const { return backend_.get(); }
     int threads() const { return traits_.threads; }
+    uint64_t free_bytes() const;
+    uint64_t memory_bytes() const;
     const Clock & clock() const { return runtime_.clock(); }
 
     // Starts a thread that works; without it, somebody calls work_once().
@@ -59,6 +61,7 @@ private:
     Runtime & runtime_;
     DeviceTraits traits_;
     ggml_backend_ptr backend_;
+    ggml_backend_ptr host_; // for what the device can't compute
     std::shared_ptr<void> threadpool_;
 
     std::mutex mutex_;

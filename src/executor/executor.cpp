@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 
 namespace strata::executor {
 namespace {
@@ -85,11 +86,11 @@ private:
             head.offset = std::min<uint64_t>(asked.offset, bytes.size()); // of what it does not have, the end
             head.total_bytes = bytes.size();
             const auto encoded = wire::encode(head);
-            const std::array<std::span<const uint8_t>, 2> pieces{
-                encoded, bytes.subspan(head.offset, std::min<uint64_t>(kBlobPieceBytes, bytes.size() - head.offset))};
+            const auto piece =
+                bytes.subspan(head.offset, std::min<uint64_t>(kBlobPieceBytes, bytes.size() - head.offset));
             wire::FrameHeader header;
             header.type = wire::FrameType::kBlob;
-            channel->send(header, pieces);
+            channel->send(header, std::array{std::span<const uint8_t>(encoded)}, {piece, blob});
         });
         return absl::OkStatus();
     }
@@ -180,6 +181,15 @@ void Executor::close_session(const std::shared_ptr<Session> & session) {
     sessions_.erase(session->token());
 }
 
+std::shared_ptr<Blob> Executor::blob_here(const Digest & digest, uint64_t bytes) {
+    auto blob = blobs_.find(digest);
+    return blob != nullptr && blob->bytes().size() == bytes ? std::move(blob) : nullptr;
+}
+
+uint64_t Executor::memory_limit(const Device & device) const {
+    return device.traits().memory == nullptr ? options_.memory_limit_bytes : device.free_bytes();
+}
+
 std::shared_ptr<Session> Executor::session(const wire::Token & token) const {
     const std::lock_guard lock(mutex_);
     const auto found = sessions_.find(token);
@@ -195,10 +205,8 @@ std::vector<uint8_t> Executor::welcome() const {
         wire::DeviceInfo info;
         info.name = ggml_backend_dev_name(dev);
         info.description = std::string_view(ggml_backend_dev_description(dev)).substr(0, 200);
-        size_t free = 0, total = 0;
-        ggml_backend_dev_memory(dev, &free, &total);
-        info.memory_bytes = total;
-        info.free_bytes = std::min<uint64_t>(free, options_.memory_limit_bytes);
+        info.memory_bytes = device->memory_bytes();
+        info.free_bytes = std::min(device->free_bytes(), memory_limit(*device));
         info.alignment = static_cast<uint32_t>(ggml_backend_buft_get_alignment(ggml_backend_dev_buffer_type(dev)));
         info.threads = static_cast<uint16_t>(device->threads());
         welcome.devices.push_back(std::move(info));

@@ -40,6 +40,11 @@ public:
     // A connection to another executor.
     absl::StatusOr<std::shared_ptr<wire::Channel>> connect_peer(const std::string & address,
                                                                 std::shared_ptr<wire::ChannelHandler> handler);
+    std::shared_ptr<Blob> blob_here(const Digest & digest, uint64_t bytes);
+    // Those that no session uses, and what devices have of them.
+    void forget_unused_blobs() { blobs_.forget_unused(); }
+    // What one driver may use of a device's memory.
+    uint64_t memory_limit(const Device & device) const;
     void log(const std::string & line) const { options_.log(line); }
 
     struct Status {

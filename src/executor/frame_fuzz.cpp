@@ -245,6 +245,7 @@ private:
         case 11:
             return define_graph();
         case 12:
+            if (input_.below(2) == 0) return wire::Prepare{any_graph().hash, input_.below(2) == 0};
             return input_.below(8) == 0 ? wire::Command(wire::ForgetGraphs{}) : wire::Command(any_graph());
         case 13:
         case 14:

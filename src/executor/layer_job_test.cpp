@@ -56,6 +56,7 @@ private:
             bytes_.append(data.begin(), data.end());
             return absl::OkStatus();
         }
+        absl::StatusOr<MappedBytes> written() override { return MappedBytes{}; }
         absl::StatusOr<MappedBytes> finish() override {
             store_.put(bytes_);
             return MappedBytes{};
@@ -73,7 +74,7 @@ class Operator : public wire::Channel {
 public:
     std::vector<wire::JobState> states;
 
-    void send(wire::FrameHeader header, std::span<const std::span<const uint8_t>> body) override {
+    void send(wire::FrameHeader header, std::span<const std::span<const uint8_t>> body, const MappedBytes &) override {
         EXPECT_EQ(header.type, wire::FrameType::kJobState);
         const auto state = wire::decode_job_state(body.front());
         ASSERT_TRUE(state.ok()) << state.status();

@@ -12,21 +12,24 @@ namespace {
 using testing::HasSubstr;
 constexpr uint64_t kBase = uint64_t{1} << 40;
 
+std::vector<uint8_t> bytes_of(const Memory & memory, wire::Segment range) {
+    const auto read = memory.read(range);
+    EXPECT_TRUE(read.ok()) << read.status();
+    return {read->bytes.begin(), read->bytes.end()};
+}
+
 TEST(Memory, ReadsAsZerosAndKeepsWhatIsWritten) {
-    Memory memory(1 << 20);
+    Memory memory(1 << 20, nullptr);
     ASSERT_TRUE(memory.add(1, {kBase, 200000}).ok());
-    const auto at = memory.at({kBase + 100000, 100000});
-    ASSERT_TRUE(at.ok());
-    EXPECT_TRUE(std::all_of(*at, *at + 100000, [](uint8_t byte) { return byte == 0; }));
+    EXPECT_EQ(bytes_of(memory, {kBase + 100000, 100000}), std::vector<uint8_t>(100000));
     EXPECT_EQ(memory.used_bytes(), 0);
-    const auto to = memory.for_writing({kBase + 5, 3});
-    std::fill_n(*to, 3, 9);
-    EXPECT_EQ((*memory.at({kBase + 6, 1}))[0], 9);
+    ASSERT_TRUE(memory.write(kBase + 5, std::vector<uint8_t>{7, 8, 9}).ok());
+    EXPECT_EQ(bytes_of(memory, {kBase + 4, 5}), (std::vector<uint8_t>{0, 7, 8, 9, 0}));
     EXPECT_EQ(memory.used_bytes(), kChunkBytes);
 }
 
 TEST(Memory, EveryRangeLiesInOneBuffer) {
-    Memory memory(1 << 20);
+    Memory memory(1 << 20, nullptr);
     ASSERT_TRUE(memory.add(1, {kBase, 4096}).ok());
     ASSERT_TRUE(memory.add(2, {kBase + 4096, 4096}).ok());
     for (const wire::Segment range : {wire::Segment{kBase - 1, 2},
@@ -38,18 +41,22 @@ TEST(Memory, EveryRangeLiesInOneBuffer) {
                                       {UINT64_MAX, 1},
                                       {kBase, UINT64_MAX},
                                       {kBase + 1, UINT64_MAX}}) {
-        EXPECT_EQ(memory.at(range).status().code(), absl::StatusCode::kOutOfRange)
-            << range.address << " " << range.bytes;
-        EXPECT_EQ(memory.for_writing(range).status().code(), absl::StatusCode::kOutOfRange);
-        EXPECT_EQ(memory.drop(range).code(), absl::StatusCode::kOutOfRange);
+        ggml_tensor tensor{};
+        for (const absl::Status & status :
+             {memory.check(range), memory.read(range).status(), memory.fill(range, 1), memory.drop(range),
+              memory.reserve(range, true), memory.place(tensor, range)}) {
+            EXPECT_EQ(status.code(), absl::StatusCode::kOutOfRange) << range.address << " " << range.bytes;
+        }
     }
-    EXPECT_NE(memory.buffer(kBase), nullptr);
-    EXPECT_NE(memory.buffer(kBase), memory.buffer(kBase + 4096));
-    EXPECT_EQ(memory.buffer(kBase - 1), nullptr);
+    EXPECT_EQ(memory.write(kBase + 4095, std::vector<uint8_t>(2)).code(), absl::StatusCode::kOutOfRange);
+    ggml_tensor first{}, second{};
+    ASSERT_TRUE(memory.place(first, {kBase + 10, 1}).ok());
+    ASSERT_TRUE(memory.place(second, {kBase + 4096, 1}).ok());
+    EXPECT_NE(first.buffer, second.buffer);
 }
 
 TEST(Memory, BuffersDoNotOverlapAndHaveNamesOfTheirOwn) {
-    Memory memory(1 << 20);
+    Memory memory(1 << 20, nullptr);
     ASSERT_TRUE(memory.add(1, {kBase, 4096}).ok());
     for (const wire::Segment range :
          {wire::Segment{kBase, 4096}, {kBase + 4095, 1}, {kBase - 1, 2}, {kBase - 10, 8192}, {kBase + 5, 5}}) {
@@ -58,27 +65,27 @@ TEST(Memory, BuffersDoNotOverlapAndHaveNamesOfTheirOwn) {
     EXPECT_THAT(memory.add(1, {kBase + 8192, 16}).message(), HasSubstr("exists already"));
     EXPECT_THAT(memory.remove(2).message(), HasSubstr("no buffer 2"));
     ASSERT_TRUE(memory.remove(1).ok());
-    EXPECT_FALSE(memory.at({kBase, 1}).ok());
+    EXPECT_FALSE(memory.check({kBase, 1}).ok());
     EXPECT_TRUE(memory.add(1, {kBase - 10, 8192}).ok());
 }
 
 TEST(Memory, WhatIsWrittenIsLimited) {
-    Memory memory(3 * kChunkBytes);
+    Memory memory(3 * kChunkBytes, nullptr);
     ASSERT_TRUE(memory.add(1, {kBase, 100 * kChunkBytes}).ok()); // reserving takes nothing
-    EXPECT_TRUE(memory.for_writing({kBase + 10, 1}).ok());
-    EXPECT_TRUE(memory.for_writing({kBase + kChunkBytes - 1, 2}).ok()); // one more
+    EXPECT_TRUE(memory.reserve({kBase + 10, 1}, true).ok());
+    EXPECT_TRUE(memory.reserve({kBase + kChunkBytes - 1, 2}, true).ok()); // one more
     EXPECT_EQ(memory.used_bytes(), 2 * kChunkBytes);
-    EXPECT_EQ(memory.for_writing({kBase, 10 * kChunkBytes}).status().code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_EQ(memory.reserve({kBase, 10 * kChunkBytes}, true).code(), absl::StatusCode::kResourceExhausted);
     EXPECT_LE(memory.used_bytes(), 3 * kChunkBytes);
-    EXPECT_TRUE(memory.for_writing({kBase, 2 * kChunkBytes}).ok()); // what it has may be written again
+    EXPECT_TRUE(memory.reserve({kBase, 2 * kChunkBytes}, true).ok()); // what it has may be written again
     ASSERT_TRUE(memory.add(2, {kBase * 2, 1}).ok());
     ASSERT_TRUE(memory.remove(1).ok());
     EXPECT_EQ(memory.used_bytes(), 0);
-    EXPECT_TRUE(memory.for_writing({kBase * 2, 1}).ok());
+    EXPECT_TRUE(memory.reserve({kBase * 2, 1}, true).ok());
 }
 
 TEST(Memory, AddressSpaceAndBuffersAreLimited) {
-    Memory memory(1 << 20);
+    Memory memory(1 << 20, nullptr);
     EXPECT_EQ(memory.add(1, {kBase, kMaxAddressSpaceBytes + 1}).code(), absl::StatusCode::kResourceExhausted);
     EXPECT_EQ(memory.add(1, {kBase, UINT64_MAX - kBase}).code(), absl::StatusCode::kResourceExhausted);
     for (uint32_t i = 0; i < kMaxBuffers; ++i) ASSERT_TRUE(memory.add(i, {kBase + i * 4096, 16}).ok());
@@ -94,11 +101,11 @@ TEST(Memory, WhatIsDroppedReadsAsZerosAndIsGivenBack) {
                                         {10, 3 * kChunkBytes},
                                         {5 * kChunkBytes + 1, kChunkBytes - 1},
                                         {kChunkBytes + 1, 4 * kChunkBytes}}) {
-        Memory memory(size);
+        Memory memory(size, nullptr);
         ASSERT_TRUE(memory.add(1, {kBase, size}).ok());
-        std::fill_n(*memory.for_writing({kBase, size}), size, 7);
+        ASSERT_TRUE(memory.fill({kBase, size}, 7).ok());
         ASSERT_TRUE(memory.drop({kBase + dropped.address, dropped.bytes}).ok());
-        const uint8_t * bytes = *memory.at({kBase, size});
+        const auto bytes = bytes_of(memory, {kBase, size});
         for (uint64_t i = 0; i < size; ++i) {
             ASSERT_EQ(bytes[i], i >= dropped.address && i < dropped.end() ? 0 : 7) << i << " of " << dropped.address;
         }
@@ -108,9 +115,9 @@ TEST(Memory, WhatIsDroppedReadsAsZerosAndIsGivenBack) {
 }
 
 TEST(Memory, TheLastHalfChunkOfABufferIsGivenBackWithTheWhole) {
-    Memory memory(1 << 20);
+    Memory memory(1 << 20, nullptr);
     ASSERT_TRUE(memory.add(1, {kBase, kChunkBytes + 100}).ok());
-    ASSERT_TRUE(memory.for_writing({kBase, kChunkBytes + 100}).ok());
+    ASSERT_TRUE(memory.reserve({kBase, kChunkBytes + 100}, true).ok());
     ASSERT_TRUE(memory.drop({kBase, kChunkBytes + 100}).ok());
     EXPECT_LE(memory.used_bytes(), kChunkBytes);
     ASSERT_TRUE(memory.remove(1).ok());

@@ -1,5 +1,6 @@
 #include "executor/part_graph.h"
 
+#include "executor/host_node.h"
 #include "executor/op_check.h"
 #include "executor/op_cost.h"
 
@@ -42,27 +43,62 @@ bool prefers(const DeviceTraits & device, ggml_backend_buffer_type_t buft, const
     return check_op(asked).ok();
 }
 
+absl::Status status_of(ggml_status status) {
+    if (status == GGML_STATUS_SUCCESS) return absl::OkStatus();
+    if (status == GGML_STATUS_ALLOC_FAILED) return absl::ResourceExhaustedError("no memory to run a graph");
+    return absl::InternalError(fmt::format("ggml: {}", ggml_status_to_string(status)));
+}
+
+// The weight that an address lies in, and where it begins; nullptr: none.
+const BoundWeights::value_type * weight_at(const BoundWeights & weights, uint64_t address) {
+    const auto next = weights.upper_bound(address);
+    if (next == weights.begin()) return nullptr;
+    const auto & bound = *std::prev(next);
+    return address - bound.first < bound.second.bytes ? &bound : nullptr;
+}
+
 } // namespace
 
 absl::StatusOr<std::unique_ptr<PartGraph>> PartGraph::build(const wire::Graph & graph, Memory & memory,
-                                                            BoundWeights & weights, const DeviceTraits & device) {
+                                                            const BoundWeights & weights, const DeviceTraits & device) {
     auto part = std::make_unique<PartGraph>();
-    const size_t count = graph.tensors.size();
-    part->context_.reset(
-        ggml_init({(count + 1) * ggml_tensor_overhead() + ggml_graph_overhead_custom(count, false), nullptr, true}));
-    if (part->context_ == nullptr) return absl::ResourceExhaustedError("no memory for a graph");
-    part->graph_ = ggml_new_graph_custom(part->context_.get(), std::max<size_t>(count, 1), false);
-    part->tensors_.reserve(count);
-    for (size_t i = 0; i < count; ++i)
-        STRATA_RETURN_IF_ERROR(part->add(graph.tensors[i], i, memory, weights, device.threads));
-    part->written_.clear();
-    part->place_weights(device);
+    STRATA_RETURN_IF_ERROR(part->build_on(graph, memory, weights, device));
     part->count_uses();
     return part;
 }
 
-absl::Status PartGraph::add(const wire::GraphTensor & from, size_t place, Memory & memory, BoundWeights & weights,
-                            int threads) {
+absl::StatusOr<PartGraph::Prepared> PartGraph::prepare(const wire::Graph & graph, Memory & memory,
+                                                       const BoundWeights & weights, const DeviceTraits & device) {
+    PartGraph part;
+    part.preparing_ = true;
+    STRATA_RETURN_IF_ERROR(part.build_on(graph, memory, weights, device));
+    return part.copied_ ? Prepared::kOneMore : part.missing_ ? Prepared::kWaits : Prepared::kAll;
+}
+
+absl::Status PartGraph::build_on(const wire::Graph & graph, Memory & memory, const BoundWeights & weights,
+                                 const DeviceTraits & device) {
+    const size_t count = graph.tensors.size();
+    context_.reset(
+        ggml_init({(count + 1) * ggml_tensor_overhead() + ggml_graph_overhead_custom(count, false), nullptr, true}));
+    if (context_ == nullptr) return absl::ResourceExhaustedError("no memory for a graph");
+    graph_ = ggml_new_graph_custom(context_.get(), std::max<size_t>(count, 1), false);
+    tensors_.reserve(count);
+    // All have room before the first gets its place: what makes room may move others.
+    for (size_t i = 0; i < count; ++i) STRATA_RETURN_IF_ERROR(make(graph.tensors[i], i, weights, memory));
+    moves_ = memory.moves();
+    for (size_t i = 0; i < count; ++i) {
+        ggml_tensor & tensor = *tensors_[i];
+        STRATA_RETURN_IF_ERROR(place(tensor, graph.tensors[i].address, weights, memory));
+        if (tensor.op != GGML_OP_NONE) STRATA_RETURN_IF_ERROR(add_node(tensor, device.threads));
+    }
+    written_.clear();
+    if (device.memory != nullptr) return upload_weights(device);
+    repack_weights(device);
+    return absl::OkStatus();
+}
+
+absl::Status PartGraph::make(const wire::GraphTensor & from, size_t place, const BoundWeights & weights,
+                             Memory & memory) {
     if (from.type >= GGML_TYPE_COUNT || ggml_blck_size(static_cast<ggml_type>(from.type)) == 0) {
         return wrong(place, fmt::format("unknown type {}", from.type));
     }
@@ -82,90 +118,133 @@ absl::Status PartGraph::add(const wire::GraphTensor & from, size_t place, Memory
         return wrong(place, "blocks with gaps between them");
     }
     std::copy(from.op_params.begin(), from.op_params.end(), tensor->op_params);
+    for (size_t i = 0; i < from.sources.size(); ++i) {
+        if (from.sources[i] != wire::GraphTensor::kNone) tensor->src[i] = tensors_[from.sources[i]];
+    }
     tensors_.push_back(tensor);
 
     if (tensor->op == GGML_OP_NONE && !from.sources.empty()) return wrong(place, "a leaf has no sources");
     if (ggml_is_empty(tensor)) { // no kernel looks where it lies
         if (tensor->op != GGML_OP_NONE) return wrong(place, "it computes nothing");
-        static uint8_t nothing[64];
-        tensor->data = nothing;
         return absl::OkStatus();
     }
     const uint64_t bytes = span_bytes(*tensor);
     if (bytes == 0) return wrong(place, "it is too large");
-    if (tensor->op == GGML_OP_NONE) {
-        return resolve_leaf(*tensor, from.address, memory, weights);
+    if (tensor->op == GGML_OP_NONE && weight_at(weights, from.address) != nullptr) return absl::OkStatus();
+    return memory.reserve({from.address, bytes}, tensor->op != GGML_OP_NONE);
+}
+
+absl::Status PartGraph::place(ggml_tensor & tensor, uint64_t address, const BoundWeights & weights,
+                              const Memory & memory) {
+    static uint8_t nothing[64];
+    if (ggml_is_empty(&tensor)) {
+        tensor.data = nothing;
+        return absl::OkStatus();
     }
-    STRATA_ASSIGN_OR_RETURN(tensor->data, memory.for_writing({from.address, bytes}));
-    tensor->buffer = memory.buffer(from.address);
-    tensor->flags |= GGML_TENSOR_FLAG_COMPUTE;
-    for (size_t i = 0; i < from.sources.size(); ++i) {
-        if (from.sources[i] != wire::GraphTensor::kNone) tensor->src[i] = tensors_[from.sources[i]];
+    const wire::Segment range{address, span_bytes(tensor)};
+    const BoundWeights::value_type * bound = tensor.op == GGML_OP_NONE ? weight_at(weights, address) : nullptr;
+    if (bound == nullptr) return memory.place(tensor, range);
+    const BoundWeight & weight = bound->second;
+    const uint64_t offset = address - bound->first;
+    if (range.bytes > weight.bytes - offset) return absl::OutOfRangeError("a view beyond its weight");
+    if (weight.blob == nullptr && preparing_) {
+        missing_ = true;
+        return absl::OkStatus();
     }
-    // The kernels that dequantize look there for the result's layout. As in ggml_cast.
-    if (tensor->op == GGML_OP_CPY) tensor->src[1] = tensor;
-    STRATA_RETURN_IF_ERROR(check_op(*tensor));
-    const OpCost cost = op_cost(*tensor, threads);
-    STRATA_RETURN_IF_ERROR(check_cost(*tensor, cost));
-    operations_.push_back(cost.operations);
-    all_operations_ += cost.operations;
-    for (const IndexRule & rule : index_rules(*tensor)) {
-        checks_.push_back({graph_->n_nodes, written_before(*rule.index)});
-    }
-    graph_->nodes[graph_->n_nodes++] = tensor;
-    note_written(*tensor);
+    if (weight.blob == nullptr) return absl::UnavailableError(weight.digest.to_string());
+    tensor.data = const_cast<uint8_t *>(weight.data().data()) + offset; // a leaf: never written
+    tensor.buffer = weight.blob->buffer();
+    const bool whole = offset == 0 && range.bytes == weight.bytes && tensor.type == static_cast<int>(weight.type) &&
+                       ggml_is_contiguous(&tensor) &&
+                       std::equal(weight.ne.begin(), weight.ne.end(), static_cast<int64_t *>(tensor.ne));
+    weights_.push_back({&tensor, weight, offset, whole});
     return absl::OkStatus();
 }
 
-absl::Status PartGraph::resolve_leaf(ggml_tensor & tensor, uint64_t address, Memory & memory, BoundWeights & weights) {
-    const uint64_t bytes = span_bytes(tensor);
-    auto bound = weights.upper_bound(address);
-    if (bound != weights.begin() && address - (--bound)->first < bound->second.bytes) {
-        const uint64_t offset = address - bound->first;
-        BoundWeight & weight = bound->second;
-        if (bytes > weight.bytes - offset) return absl::OutOfRangeError("a view beyond its weight");
-        if (weight.blob == nullptr) return absl::UnavailableError(weight.digest.to_string());
-        tensor.data = const_cast<uint8_t *>(weight.data().data()) + offset; // a leaf: never written
-        tensor.buffer = memory.buffer(address);
-        held_.push_back(weight.blob);
-        const bool whole = offset == 0 && bytes == weight.bytes && tensor.type == static_cast<int>(weight.type) &&
-                           ggml_is_contiguous(&tensor) &&
-                           std::equal(weight.ne.begin(), weight.ne.end(), static_cast<int64_t *>(tensor.ne));
-        if (whole) weight_leafs_.push_back({&tensor, weight.blob, weight.offset});
-        return absl::OkStatus();
+absl::Status PartGraph::add_node(ggml_tensor & node, int threads) {
+    node.flags |= GGML_TENSOR_FLAG_COMPUTE;
+    // The kernels that dequantize look there for the result's layout. As in ggml_cast.
+    if (node.op == GGML_OP_CPY) node.src[1] = &node;
+    STRATA_RETURN_IF_ERROR(check_op(node));
+    const OpCost cost = op_cost(node, threads);
+    STRATA_RETURN_IF_ERROR(check_cost(node, cost));
+    operations_.push_back(cost.operations);
+    all_operations_ += cost.operations;
+    for (const IndexRule & rule : index_rules(node)) {
+        checks_.push_back({graph_->n_nodes, written_before(*rule.index)});
     }
-    STRATA_ASSIGN_OR_RETURN(tensor.data, memory.at({address, bytes}));
-    tensor.buffer = memory.buffer(address);
+    graph_->nodes[graph_->n_nodes++] = &node;
+    note_written(node);
     return absl::OkStatus();
+}
+
+// The numbers of the nodes that have each of the weights as a source; one that has it twice is there twice.
+std::vector<std::vector<int>> PartGraph::users_of_weights() const {
+    absl::flat_hash_map<const ggml_tensor *, size_t> places;
+    for (size_t i = 0; i < weights_.size(); ++i) places[weights_[i].tensor] = i;
+    std::vector<std::vector<int>> users(weights_.size());
+    for (int node = 0; node < graph_->n_nodes; ++node) {
+        for (const ggml_tensor * source : graph_->nodes[node]->src) {
+            if (const auto found = places.find(source); found != places.end()) users[found->second].push_back(node);
+        }
+    }
+    return users;
+}
+
+const ggml_tensor * PartGraph::copy_in(ggml_backend_buffer_type_t buft, const BoundWeight & weight) {
+    if (!preparing_ || weight.has(buft)) return weight.in(buft);
+    if (copied_) return nullptr;
+    const ggml_tensor * copy = weight.in(buft);
+    copied_ = copy != nullptr;
+    return copy;
 }
 
 // Takes a weight's repacked form where all that use it in this graph can.
-void PartGraph::place_weights(const DeviceTraits & device) {
+void PartGraph::repack_weights(const DeviceTraits & device) {
     if (device.extra_bufts.empty()) return;
-    absl::flat_hash_map<const ggml_tensor *, std::vector<const ggml_tensor *>> users;
-    for (const Leaf & leaf : weight_leafs_) users[leaf.tensor];
-    for (int i = 0; i < graph_->n_nodes; ++i) {
-        for (const ggml_tensor * source : graph_->nodes[i]->src) {
-            if (const auto found = users.find(source); found != users.end()) found->second.push_back(graph_->nodes[i]);
-        }
-    }
-    for (const Leaf & leaf : weight_leafs_) {
-        const auto & its_users = users[leaf.tensor]; // one that has it twice is there twice
-        if (its_users.empty()) continue;
+    const auto users = users_of_weights();
+    for (size_t i = 0; i < weights_.size(); ++i) {
+        const Weight & weight = weights_[i];
+        if (!weight.whole || users[i].empty()) continue;
         for (ggml_backend_buffer_type_t buft : device.extra_bufts) {
-            const bool all = std::ranges::all_of(its_users, [&](const ggml_tensor * node) {
-                return node->src[0] == leaf.tensor && std::ranges::count(node->src, leaf.tensor) == 1 &&
+            const bool all = std::ranges::all_of(users[i], [&](int number) {
+                const ggml_tensor * node = graph_->nodes[number];
+                return node->src[0] == weight.tensor && std::ranges::count(node->src, weight.tensor) == 1 &&
                        (node->op == GGML_OP_MUL_MAT || node->op == GGML_OP_MUL_MAT_ID) && prefers(device, buft, *node);
             });
             if (!all) continue;
-            const ggml_tensor * repacked = leaf.blob->repacked(leaf.offset, buft, leaf.tensor->type, leaf.tensor->ne);
+            const ggml_tensor * repacked = copy_in(buft, weight.bound);
             if (repacked == nullptr) continue;
-            leaf.tensor->data = repacked->data;
-            leaf.tensor->buffer = repacked->buffer;
-            leaf.tensor->extra = repacked->extra;
+            weight.tensor->data = repacked->data;
+            weight.tensor->buffer = repacked->buffer;
+            weight.tensor->extra = repacked->extra;
             break;
         }
     }
+}
+
+// Nodes that the device can't compute run on the host; weights that any of the others uses go to the device's memory.
+absl::Status PartGraph::upload_weights(const DeviceTraits & device) {
+    const ggml_backend_buffer_ptr empty(ggml_backend_buft_alloc_buffer(device.memory, 0));
+    for (const Weight & weight : weights_) weight.tensor->buffer = empty.get(); // where they would be
+    host_ = device.host;
+    on_host_.resize(static_cast<size_t>(graph_->n_nodes));
+    for (int i = 0; i < graph_->n_nodes; ++i)
+        on_host_[static_cast<size_t>(i)] = !ggml_backend_dev_supports_op(device.device, graph_->nodes[i]);
+    const auto users = users_of_weights();
+    for (size_t i = 0; i < weights_.size(); ++i) {
+        const Weight & weight = weights_[i];
+        weight.tensor->buffer = weight.bound.blob->buffer();
+        const auto there = [&](int number) { return !on_host_[static_cast<size_t>(number)]; };
+        if (std::ranges::none_of(users[i], there)) continue;
+        const ggml_tensor * uploaded = copy_in(device.memory, weight.bound);
+        if (uploaded == nullptr && preparing_) continue;
+        if (uploaded == nullptr) return absl::ResourceExhaustedError("the device has no memory left for a weight");
+        weight.tensor->data = static_cast<uint8_t *>(uploaded->data) + weight.offset;
+        weight.tensor->buffer = uploaded->buffer;
+        weight.tensor->extra = uploaded->extra;
+    }
+    return absl::OkStatus();
 }
 
 // ggml fuses nodes when a result has one use only.
@@ -212,16 +291,31 @@ int PartGraph::end_of_piece(double operations) const {
 }
 
 absl::Status PartGraph::compute(ggml_backend_t backend, int begin, int end) const {
-    if (begin == end) return absl::OkStatus();
-    ggml_cgraph view = ggml_graph_view(graph_, begin, end);
-    const ggml_status status = ggml_backend_graph_compute(backend, &view);
-    if (status == GGML_STATUS_SUCCESS) return absl::OkStatus();
-    if (status == GGML_STATUS_ALLOC_FAILED) return absl::ResourceExhaustedError("no memory to run a graph");
-    return absl::InternalError(fmt::format("ggml: {}", ggml_status_to_string(status)));
+    while (begin < end) {
+        int there = begin; // on the device up to here
+        while (there < end && (on_host_.empty() || !on_host_[static_cast<size_t>(there)])) ++there;
+        if (begin < there) {
+            ggml_cgraph view = ggml_graph_view(graph_, begin, there);
+            STRATA_RETURN_IF_ERROR(status_of(ggml_backend_graph_compute(backend, &view)));
+        }
+        if (there < end) STRATA_RETURN_IF_ERROR(compute_on_host(host_, *graph_->nodes[there++]));
+        begin = there;
+    }
+    return absl::OkStatus();
 }
 
 absl::Status PartGraph::check(const Check & check) const {
-    for (const IndexRule & rule : index_rules(*graph_->nodes[check.node])) STRATA_RETURN_IF_ERROR(check_indices(rule));
+    for (IndexRule rule : index_rules(*graph_->nodes[check.node])) {
+        ggml_tensor copy = *rule.index;
+        std::vector<uint8_t> bytes;
+        if (copy.buffer != nullptr && !ggml_backend_buffer_is_host(copy.buffer)) {
+            bytes.resize(ggml_nbytes(&copy));
+            ggml_backend_tensor_get(&copy, bytes.data(), 0, bytes.size());
+            copy.data = bytes.data();
+            rule.index = &copy;
+        }
+        STRATA_RETURN_IF_ERROR(check_indices(rule));
+    }
     return absl::OkStatus();
 }
 

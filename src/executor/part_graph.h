@@ -23,6 +23,11 @@ struct BoundWeight {
     std::shared_ptr<Blob> blob; // nullptr until it arrived
 
     std::span<const uint8_t> data() const { return blob->bytes().subspan(offset, bytes); }
+    // As Blob::in().
+    const ggml_tensor * in(ggml_backend_buffer_type_t buft) const {
+        return blob->in(buft, offset, static_cast<ggml_type>(type), ne.data());
+    }
+    bool has(ggml_backend_buffer_type_t buft) const { return blob->has(buft, offset); }
 };
 using BoundWeights = std::map<uint64_t, BoundWeight>;
 
@@ -31,6 +36,9 @@ struct DeviceTraits {
     ggml_backend_dev_t device = nullptr;
     std::vector<ggml_backend_buffer_type_t> extra_bufts; // such as CPU_REPACK, in order of preference
     int threads = 1;
+    // Its own memory, and a backend of the host for what it can't compute; nullptr: it works in the host's memory.
+    ggml_backend_buffer_type_t memory = nullptr;
+    ggml_backend_t host = nullptr;
 };
 
 // A graph of a driver made ready to run here: checked, its addresses resolved, its weights in the device's layout.
@@ -38,11 +46,19 @@ class PartGraph {
 public:
     // Unavailable: a blob has not arrived yet. Any other error: the graph is wrong, and the message says how.
     static absl::StatusOr<std::unique_ptr<PartGraph>> build(const wire::Graph & graph, Memory & memory,
-                                                            BoundWeights & weights, const DeviceTraits & device);
+                                                            const BoundWeights & weights, const DeviceTraits & device);
+
+    // Ahead of build(): puts one more of the graph's weights where it will be. kWaits: all whose blobs are here are
+    // there.
+    enum class Prepared { kOneMore, kWaits, kAll };
+    static absl::StatusOr<Prepared> prepare(const wire::Graph & graph, Memory & memory, const BoundWeights & weights,
+                                            const DeviceTraits & device);
 
     // Runs it, or goes on with it: so many operations (op_cost.h), and one node at least. False: there is more to do.
     // Looks at indices right before the nodes that use them.
     absl::StatusOr<bool> run(ggml_backend_t backend, double operations);
+    // Whether its tensors still lie where they are.
+    bool holds_in(const Memory & memory) const { return memory.moves() == moves_; }
 
 private:
     // Indices that a node relies on. `late`: an earlier node of the graph writes them.
@@ -51,10 +67,15 @@ private:
         bool late = false;
     };
 
-    absl::Status add(const wire::GraphTensor & from, size_t place, Memory & memory, BoundWeights & weights,
-                     int threads);
-    absl::Status resolve_leaf(ggml_tensor & tensor, uint64_t address, Memory & memory, BoundWeights & weights);
-    void place_weights(const DeviceTraits & device);
+    absl::Status build_on(const wire::Graph & graph, Memory & memory, const BoundWeights & weights,
+                          const DeviceTraits & device);
+    absl::Status make(const wire::GraphTensor & from, size_t place, const BoundWeights & weights, Memory & memory);
+    absl::Status place(ggml_tensor & tensor, uint64_t address, const BoundWeights & weights, const Memory & memory);
+    absl::Status add_node(ggml_tensor & node, int threads);
+    std::vector<std::vector<int>> users_of_weights() const;
+    const ggml_tensor * copy_in(ggml_backend_buffer_type_t buft, const BoundWeight & weight);
+    void repack_weights(const DeviceTraits & device);
+    absl::Status upload_weights(const DeviceTraits & device);
     void count_uses();
     void note_written(const ggml_tensor & tensor);
     bool written_before(const ggml_tensor & tensor) const;
@@ -65,13 +86,19 @@ private:
     ggml_context_ptr context_;
     ggml_cgraph * graph_ = nullptr;
     std::vector<ggml_tensor *> tensors_;
-    struct Leaf {
+    struct Weight {
         ggml_tensor * tensor;
-        std::shared_ptr<Blob> blob;
-        uint64_t offset;
+        BoundWeight bound;
+        uint64_t offset; // in the weight
+        bool whole;      // not a view of it
     };
-    std::vector<Leaf> weight_leafs_;
-    std::vector<std::shared_ptr<Blob>> held_;
+    std::vector<Weight> weights_;
+    // While the weights are prepared: the first copy that has to be made is the last, and blobs may be missing.
+    bool preparing_ = false;
+    bool missing_ = false, copied_ = false;
+    uint64_t moves_ = 0;            // of the memory, when this was built
+    ggml_backend_t host_ = nullptr; // for the nodes that the device can't compute
+    std::vector<bool> on_host_;     // by node; empty: none
     std::vector<Check> checks_;
     std::vector<double> operations_; // of each node
     double all_operations_ = 0;

@@ -12,6 +12,17 @@
 #include <optional>
 
 namespace strata::executor {
+namespace {
+
+std::vector<std::span<const uint8_t>> with_head(std::span<const uint8_t> head,
+                                                const std::vector<MappedBytes> & pieces) {
+    std::vector<std::span<const uint8_t>> all{head};
+    all.reserve(1 + pieces.size());
+    for (const MappedBytes & piece : pieces) all.push_back(piece.bytes);
+    return all;
+}
+
+} // namespace
 
 Session::Session(Executor & executor, Device & device, std::shared_ptr<wire::Channel> channel,
                  const wire::Hello & hello, const ExecutorOptions & options)
@@ -20,7 +31,7 @@ Session::Session(Executor & executor, Device & device, std::shared_ptr<wire::Cha
     , channel_(std::move(channel))
     , name_(hello.name)
     , token_(hello.token)
-    , memory_(options.memory_limit_bytes)
+    , memory_(executor.memory_limit(device), device.traits().memory)
     , turn_operations_(options.first_turn_operations) {}
 
 Session::~Session() = default;
@@ -128,6 +139,11 @@ void Session::arrived(const wire::OfferBlob & offer, const absl::StatusOr<std::s
 // -------------------- the queue
 
 Work::Outcome Session::work() {
+    const Outcome outcome = run_commands();
+    return outcome == Outcome::kWaits && prepare_one() ? Outcome::kMore : outcome;
+}
+
+Work::Outcome Session::run_commands() {
     bool computed = false; // one graph at a time; what follows it goes out at once, since others wait for it
     bool begun = false;
     auto end_of_turn = device_.clock().now() + kTurn;
@@ -284,25 +300,18 @@ absl::StatusOr<bool> Session::execute(const wire::FreeBuffer & command) {
 }
 
 absl::StatusOr<bool> Session::execute(const wire::SetBytes & command) {
-    STRATA_ASSIGN_OR_RETURN(uint8_t * const to, memory_.for_writing({command.address, command.data.size()}));
-    std::ranges::copy(command.data, to);
+    STRATA_RETURN_IF_ERROR(memory_.write(command.address, command.data));
     return true;
 }
 
 absl::StatusOr<bool> Session::execute(const wire::FillBytes & command) {
-    if (command.value == 0) {
-        STRATA_RETURN_IF_ERROR(memory_.drop(command.range));
-        return true;
-    }
-    STRATA_ASSIGN_OR_RETURN(uint8_t * const to, memory_.for_writing(command.range));
-    std::fill_n(to, command.range.bytes, command.value);
+    STRATA_RETURN_IF_ERROR(memory_.fill(command.range, command.value));
     return true;
 }
 
 absl::StatusOr<bool> Session::execute(const wire::CopyBytes & command) {
-    STRATA_ASSIGN_OR_RETURN(const uint8_t * const from, readable(command.from));
-    STRATA_ASSIGN_OR_RETURN(uint8_t * const to, memory_.for_writing({command.to, command.from.bytes}));
-    std::memmove(to, from, command.from.bytes);
+    STRATA_ASSIGN_OR_RETURN(const MappedBytes from, read(command.from));
+    STRATA_RETURN_IF_ERROR(memory_.write(command.to, from.bytes));
     return true;
 }
 
@@ -326,26 +335,31 @@ absl::StatusOr<bool> Session::execute(const wire::DefineGraph & command) {
 absl::StatusOr<bool> Session::execute(const wire::ForgetGraphs &) {
     graphs_.clear();
     graph_bytes_ = 0;
+    preparing_.clear();
     return true;
+}
+
+absl::Status Session::build(StoredGraph & stored) {
+    stored.part.reset();
+    attach_arrived();
+    STRATA_ASSIGN_OR_RETURN(const wire::Graph graph, wire::Graph::decode(stored.encoded));
+    auto built = PartGraph::build(graph, memory_, weights_, device_.traits());
+    if (absl::IsResourceExhausted(built.status()) && device_.traits().memory != nullptr) {
+        executor_.forget_unused_blobs(); // the device may hold weights of them
+        built = PartGraph::build(graph, memory_, weights_, device_.traits());
+    }
+    STRATA_ASSIGN_OR_RETURN(stored.part, std::move(built));
+    return absl::OkStatus();
 }
 
 absl::StatusOr<bool> Session::execute(const wire::Compute & command) {
     const auto stored = graphs_.find(command.hash);
     if (stored == graphs_.end()) return absl::InvalidArgumentError("a graph that was not defined");
     auto & part = stored->second.part;
-    if (part == nullptr) {
-        {
-            const std::lock_guard lock(mutex_);
-            for (auto & [address, bound] : weights_) {
-                if (bound.blob == nullptr) attach(bound);
-            }
-            arrived_blobs_.clear(); // the weights hold them
-        }
-        STRATA_ASSIGN_OR_RETURN(const wire::Graph graph, wire::Graph::decode(stored->second.encoded));
-        auto built = PartGraph::build(graph, memory_, weights_, device_.traits());
-        if (absl::IsUnavailable(built.status())) return false; // for a blob
-        if (!built.ok()) return built.status();
-        part = *std::move(built);
+    if (part == nullptr || !part->holds_in(memory_)) {
+        const absl::Status built = build(stored->second);
+        if (absl::IsUnavailable(built)) return false; // a blob has not arrived
+        STRATA_RETURN_IF_ERROR(built);
     }
     const auto begin = device_.clock().now();
     STRATA_ASSIGN_OR_RETURN(const bool done, part->run(device_.backend(), turn_operations_));
@@ -370,9 +384,9 @@ absl::StatusOr<bool> Session::execute(const wire::Compute & command) {
 absl::StatusOr<bool> Session::execute(const wire::Push & command) {
     const auto peer = peers_.find(command.peer);
     if (peer == peers_.end()) return absl::InvalidArgumentError(fmt::format("peer {} was not named", command.peer));
-    STRATA_ASSIGN_OR_RETURN(auto pieces, gather(command.from));
+    STRATA_ASSIGN_OR_RETURN(const auto gathered, gather(command.from));
     const auto head = wire::encode(wire::PushHead{peer->second.token, command.tag});
-    pieces.insert(pieces.begin(), std::span<const uint8_t>(head));
+    const auto pieces = with_head(head, gathered);
     for (const auto piece : pieces) pushed_bytes_ += piece.size();
     wire::FrameHeader header;
     header.type = wire::FrameType::kPush;
@@ -394,8 +408,7 @@ absl::StatusOr<bool> Session::execute(const wire::Expect & command) {
     auto payload = arrived.payload;
     for (const wire::Segment & segment : command.to) {
         if (segment.bytes > payload.size()) return absl::InvalidArgumentError("a push that is too short");
-        STRATA_ASSIGN_OR_RETURN(uint8_t * const to, memory_.for_writing(segment));
-        std::ranges::copy(payload.first(segment.bytes), to);
+        STRATA_RETURN_IF_ERROR(memory_.write(segment.address, payload.first(segment.bytes)));
         payload = payload.subspan(segment.bytes);
     }
     if (!payload.empty()) return absl::InvalidArgumentError("a push that is too long");
@@ -403,10 +416,9 @@ absl::StatusOr<bool> Session::execute(const wire::Expect & command) {
 }
 
 absl::StatusOr<bool> Session::execute(const wire::Read & command) {
-    STRATA_ASSIGN_OR_RETURN(auto pieces, gather(command.from));
+    STRATA_ASSIGN_OR_RETURN(const auto gathered, gather(command.from));
     const auto head = wire::encode(wire::ResultHead{command.id, graphs_run_, busy_ns_});
-    pieces.insert(pieces.begin(), std::span<const uint8_t>(head));
-    send(wire::FrameType::kResult, pieces);
+    send(wire::FrameType::kResult, with_head(head, gathered));
     return true;
 }
 
@@ -416,28 +428,26 @@ absl::StatusOr<bool> Session::execute(const wire::SetPeer & command) {
     return true;
 }
 
-absl::StatusOr<const uint8_t *> Session::readable(wire::Segment segment) const {
+absl::StatusOr<MappedBytes> Session::read(wire::Segment segment) const {
     auto bound = weights_.upper_bound(segment.address);
     if (bound != weights_.begin() && segment.address - (--bound)->first < bound->second.bytes) {
         const uint64_t offset = segment.address - bound->first;
         if (segment.bytes > bound->second.bytes - offset) return absl::OutOfRangeError("a range beyond its weight");
         if (bound->second.blob == nullptr) return absl::UnavailableError("a weight that is not here yet");
-        return bound->second.data().data() + offset;
+        return MappedBytes{bound->second.data().subspan(offset, segment.bytes), bound->second.blob};
     }
-    STRATA_ASSIGN_OR_RETURN(const uint8_t * const data, memory_.at(segment));
-    return data;
+    return memory_.read(segment);
 }
 
-absl::StatusOr<std::vector<std::span<const uint8_t>>>
-Session::gather(const std::vector<wire::Segment> & segments) const {
-    std::vector<std::span<const uint8_t>> pieces;
-    uint64_t total = 0;
+absl::StatusOr<std::vector<MappedBytes>> Session::gather(const std::vector<wire::Segment> & segments) const {
+    uint64_t left = wire::kMaxFrameBytes - 64;
+    std::vector<MappedBytes> pieces;
+    pieces.reserve(segments.size());
     for (const wire::Segment & segment : segments) {
-        STRATA_ASSIGN_OR_RETURN(const uint8_t * const data, readable(segment));
-        pieces.emplace_back(data, segment.bytes);
-        total += segment.bytes;
+        if (segment.bytes > left) return absl::InvalidArgumentError("more bytes than fit into a frame");
+        left -= segment.bytes;
+        STRATA_ASSIGN_OR_RETURN(pieces.emplace_back(), read(segment));
     }
-    if (total > wire::kMaxFrameBytes - 64) return absl::InvalidArgumentError("more bytes than fit into a frame");
     return pieces;
 }
 

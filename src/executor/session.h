@@ -88,16 +88,21 @@ private:
     absl::StatusOr<bool> execute(const wire::Read & command);
     absl::StatusOr<bool> execute(const wire::SetPeer & command);
     absl::StatusOr<bool> execute(const wire::OfferBlob & command);
+    absl::StatusOr<bool> execute(const wire::Prepare & command);
 
-    absl::StatusOr<std::vector<std::span<const uint8_t>>> gather(const std::vector<wire::Segment> & segments) const;
-    absl::StatusOr<const uint8_t *> readable(wire::Segment segment) const;
+    absl::StatusOr<std::vector<MappedBytes>> gather(const std::vector<wire::Segment> & segments) const;
+    absl::StatusOr<MappedBytes> read(wire::Segment segment) const;
+    absl::Status build(StoredGraph & graph);
+    Outcome run_commands();
+    bool prepare_one();
+    bool attach_arrived();
     absl::Status receive_blob(const wire::Frame & frame);
     absl::Status skip(const wire::Frame & frame);
     void answer(const wire::BlobAnswer & answer);
     void tell(wire::FrameType type, std::span<const uint8_t> body);
     absl::StatusOr<std::shared_ptr<wire::Channel>> channel_to(Peer & peer);
     void peer_lost(const wire::Token & token, const absl::Status & reason);
-    void attach(BoundWeight & bound);
+    bool attach(BoundWeight & bound);
     void send(wire::FrameType type, std::span<const std::span<const uint8_t>> body);
     void fail(const absl::Status & status);
     void forget_parts();
@@ -133,6 +138,8 @@ private:
     BoundWeights weights_;
     std::map<wire::GraphHash, StoredGraph> graphs_;
     size_t graph_bytes_ = 0;
+    std::deque<wire::GraphHash> preparing_; // graphs that may have weights to be prepared
+    bool prepare_again_ = false;            // the first of them, although nothing arrived
     std::map<uint16_t, Peer> peers_;
     double turn_operations_;                // as many as fit into a turn
     bool graph_begun_ = false;              // and has more pieces

@@ -42,7 +42,7 @@ absl::StatusOr<bool> Session::execute(const wire::BindWeight & command) {
     if (command.offset > offer->second.bytes || bytes > offer->second.bytes - command.offset)
         return absl::OutOfRangeError("a weight beyond its blob");
     BoundWeight bound{command.blob, command.offset, command.type, command.ne, static_cast<uint64_t>(bytes), nullptr};
-    STRATA_RETURN_IF_ERROR(memory_.at({command.address, bound.bytes}).status());
+    STRATA_RETURN_IF_ERROR(memory_.check({command.address, bound.bytes}));
     const auto next = weights_.lower_bound(command.address);
     if ((next != weights_.end() && next->first < command.address + bound.bytes && next->first != command.address) ||
         (next != weights_.begin() && std::prev(next)->first + std::prev(next)->second.bytes > command.address)) {
@@ -50,7 +50,9 @@ absl::StatusOr<bool> Session::execute(const wire::BindWeight & command) {
     }
     {
         const std::lock_guard lock(mutex_);
-        attach(bound);
+        // Or it arrived for another weight, and is forgotten there.
+        if (!attach(bound)) bound.blob = executor_.blob_here(command.blob, offer->second.bytes);
+        if (bound.blob != nullptr) weights_bytes_ += bound.bytes;
     }
     forget_parts();
     if (const auto before = weights_.find(command.address); before != weights_.end() && before->second.blob != nullptr)
@@ -59,26 +61,62 @@ absl::StatusOr<bool> Session::execute(const wire::BindWeight & command) {
     return true;
 }
 
-// mutex_ held.
-void Session::attach(BoundWeight & bound) {
+// mutex_ held. True when the weight's blob has arrived.
+bool Session::attach(BoundWeight & bound) {
     const auto arrived = arrived_blobs_.find(bound.digest);
-    if (arrived == arrived_blobs_.end() || arrived->second->bytes().size() < bound.offset + bound.bytes) return;
+    if (arrived == arrived_blobs_.end() || arrived->second->bytes().size() < bound.offset + bound.bytes) return false;
     bound.blob = arrived->second;
-    weights_bytes_ += bound.bytes;
+    return true;
+}
+
+// True when a weight got its blob.
+bool Session::attach_arrived() {
+    const std::lock_guard lock(mutex_);
+    bool any = false;
+    if (arrived_blobs_.empty()) return any;
+    for (auto & [address, bound] : weights_) {
+        if (bound.blob != nullptr || !attach(bound)) continue;
+        weights_bytes_ += bound.bytes;
+        any = true;
+    }
+    arrived_blobs_.clear(); // the weights hold them
+    return any;
+}
+
+absl::StatusOr<bool> Session::execute(const wire::Prepare & command) {
+    if (!graphs_.contains(command.hash)) return absl::InvalidArgumentError("a graph that was not defined");
+    const bool there = std::ranges::find(preparing_, command.hash) != preparing_.end();
+    if (command.wait) return !there;
+    if (!there) preparing_.push_back(command.hash);
+    prepare_again_ = true;
+    return true;
+}
+
+// One weight of the first graph that is to be prepared. False when nothing can be done now.
+bool Session::prepare_one() {
+    while (!preparing_.empty() && !failed_) {
+        const bool attached = attach_arrived();
+        if (!attached && !prepare_again_) return false;
+        const auto stored = graphs_.find(preparing_.front());
+        const auto graph =
+            stored == graphs_.end() ? absl::NotFoundError("") : wire::Graph::decode(stored->second.encoded);
+        auto prepared = graph.ok() ? PartGraph::prepare(*graph, memory_, weights_, device_.traits()) : graph.status();
+        prepare_again_ = !prepared.ok() || *prepared != PartGraph::Prepared::kWaits;
+        if (!prepare_again_) return false;
+        if (prepared.ok() && *prepared == PartGraph::Prepared::kOneMore) return true;
+        preparing_.pop_front();              // it is all there; or whoever runs it gets to know what is wrong
+        if (preparing_.empty()) return true; // somebody may wait for that
+    }
+    return false;
 }
 
 absl::StatusOr<bool> Session::execute(const wire::UnbindWeight & command) {
     const auto bound = weights_.find(command.address);
     if (bound == weights_.end()) return absl::InvalidArgumentError("no weight is bound at this address");
     if (command.keep) {
-        if (bound->second.blob == nullptr) {
-            const std::lock_guard lock(mutex_);
-            attach(bound->second);
-        }
+        attach_arrived();
         if (bound->second.blob == nullptr) return false;
-        const auto bytes = bound->second.data();
-        STRATA_ASSIGN_OR_RETURN(uint8_t * const to, memory_.for_writing({command.address, bytes.size()}));
-        std::ranges::copy(bytes, to);
+        STRATA_RETURN_IF_ERROR(memory_.write(command.address, bound->second.data()));
     }
     forget_parts();
     if (bound->second.blob != nullptr) weights_bytes_ -= bound->second.bytes;

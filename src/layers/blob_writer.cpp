@@ -23,6 +23,11 @@ absl::Status BlobWriter::append(std::span<const std::byte> data) {
     return absl::OkStatus();
 }
 
+absl::StatusOr<MappedBytes> BlobWriter::map() const {
+    STRATA_CHECK(state_->file.has_value());
+    return map_file(state_->file->fd(), 0, state_->size);
+}
+
 absl::Status BlobWriter::State::place(const Digest & digest, bool keep, const StoreLock & lock) {
     if (lease != nullptr) STRATA_RETURN_IF_ERROR(lease->add({digest}, lock));
     const std::filesystem::path path = files.blob(digest);

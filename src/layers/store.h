@@ -95,6 +95,8 @@ public:
     // given, is compared before the rename: kDataLoss when the bytes are others.
     absl::StatusOr<Digest> finish(const std::optional<Digest> & expected = std::nullopt);
     uint64_t size() const;
+    // What was appended, before finish().
+    absl::StatusOr<MappedBytes> map() const;
 
 private:
     friend class Store;

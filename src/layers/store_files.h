@@ -36,6 +36,7 @@ public:
     absl::Status sync();
     absl::Status move_to(const std::filesystem::path & to);
     uint64_t size() const { return size_; }
+    int fd() const { return fd_.get(); }
 
 private:
     void begin_writeback();

@@ -131,21 +131,21 @@ absl::Status Lane::fail(const absl::Status & reason) {
 uint64_t Lane::free_bytes() const {
     const std::lock_guard lock(mutex_);
     uint64_t bytes = 0;
-    for (const auto & link : links_) bytes += link->welcome().devices[0].free_bytes;
+    for (const auto & link : links_) bytes += link->device().free_bytes;
     return bytes;
 }
 
 uint64_t Lane::total_bytes() const {
     const std::lock_guard lock(mutex_);
     uint64_t bytes = 0;
-    for (const auto & link : links_) bytes += link->welcome().devices[0].memory_bytes;
+    for (const auto & link : links_) bytes += link->device().memory_bytes;
     return bytes;
 }
 
 uint32_t Lane::alignment() const {
     const std::lock_guard lock(mutex_);
     uint32_t alignment = 1;
-    for (const auto & link : links_) alignment = std::max(alignment, link->welcome().devices[0].alignment);
+    for (const auto & link : links_) alignment = std::max(alignment, link->device().alignment);
     return alignment;
 }
 
@@ -320,23 +320,26 @@ void Lane::start_read(Segment range, void * to) {
     }
 }
 
+// Waits for all that was asked of executors. False: one of them is lost.
+bool Lane::reads_came() {
+    bool lost = false;
+    std::unique_lock lock(signal_->mutex);
+    signal_->runtime.wait(lock, signal_->changed, [&] {
+        bool waits = false;
+        for (size_t i = 0; i < links_.size(); ++i) {
+            if ((lost_ & holder(i)) != 0) continue;
+            lost = lost || !links_[i]->health_locked().ok();
+            waits = waits || links_[i]->reads_pending();
+        }
+        return lost || !waits;
+    });
+    return !lost;
+}
+
 absl::Status Lane::synchronize() {
     std::unique_lock lock(mutex_);
     while (true) {
-        bool lost = !failed_.ok() || broken_;
-        if (!lost) {
-            std::unique_lock signal_lock(signal_->mutex);
-            signal_->runtime.wait(signal_lock, signal_->changed, [&] {
-                bool waits = false;
-                for (size_t i = 0; i < links_.size(); ++i) {
-                    if ((lost_ & holder(i)) != 0) continue;
-                    lost = lost || !links_[i]->health_locked().ok();
-                    waits = waits || links_[i]->reads_pending();
-                }
-                return lost || !waits;
-            });
-        }
-        if (!lost) {
+        if (failed_.ok() && !broken_ && reads_came()) {
             pending_.clear();
             return absl::OkStatus();
         }

@@ -90,8 +90,10 @@ public:
     // `data` is not looked at when options.model knows the tensor.
     void set_weight(const ggml_tensor & tensor, const void * data);
     bool has_weight(std::string_view name) const;
-    // options.progress is not called any more.
-    void end_progress();
+    // While a model is loaded its graphs are not run, which llama.cpp does with one to warm up: their weights are
+    // brought to where they will run, and made ready there. Then options.progress is not called any more.
+    void begin_loading();
+    void end_loading();
     void fill(Segment range, uint8_t value);
     void copy(uint64_t to, Segment from);
     // `to` is filled when synchronize() returns.
@@ -181,6 +183,9 @@ private:
     void put_copy(uint64_t to, Segment from);
     void start_read(Segment range, void * to);
     absl::Status run(const Plan & plan);
+    void name_graph(const Part & part);
+    absl::Status rehearse(Captured & captured, std::unique_lock<std::mutex> & lock);
+    bool reads_came();
     std::optional<std::vector<Segment>> rows_of(const RowWrite & write) const;
     absl::Status mend(std::unique_lock<std::mutex> & lock);
     absl::Status mend_once(std::unique_lock<std::mutex> & lock);
@@ -191,6 +196,7 @@ private:
     absl::Status replay();
     void bring(const std::vector<Segment> & ranges, size_t executor);
     absl::Status bring_weights(const std::vector<Wanted> & wanted, std::unique_lock<std::mutex> * lock = nullptr);
+    absl::Status await(std::vector<Delivery> & deliveries, std::unique_lock<std::mutex> * lock);
     Delivery offer(const Digest & blob, size_t executor);
     std::vector<Delivery> offer_and_bind(const std::vector<Wanted> & wanted);
     absl::StatusOr<Delivering> deliver(std::vector<Delivery> & deliveries);
@@ -207,6 +213,7 @@ private:
     mutable std::mutex mutex_;
     std::condition_variable rebound_;
     std::function<void(uint64_t done, uint64_t total)> progress_;
+    bool loading_ = false;
     absl::Status failed_; // set by fail()
     std::atomic<bool> has_failed_ = false;
     uint64_t next_address_ = uint64_t{1} << 40;

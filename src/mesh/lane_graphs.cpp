@@ -65,10 +65,44 @@ absl::Status Lane::compute(const ggml_cgraph & graph) {
         captured->plan = plan_for(*captured->graph);
         captured->bindings = bindings_version_;
     }
+    if (loading_) return rehearse(*captured, lock);
     journal_.add(Journal::Graph{captured->graph});
     absl::Status ran = run(captured->plan);
     if (ran.ok() || !failed_.ok()) return ran;
     return broken_ || !status_locked().ok() ? mend(lock) : fail(ran);
+}
+
+// Until all weights of the graph are ready at executors that live.
+absl::Status Lane::rehearse(Captured & captured, std::unique_lock<std::mutex> & lock) {
+    while (true) {
+        const absl::Status ran = run(captured.plan);
+        if (ran.ok()) {
+            std::vector<uint8_t> answers(
+                captured.plan.parts.size()); // of which nothing but their coming is of interest
+            for (size_t i = 0; i < answers.size(); ++i) {
+                const Part & part = captured.plan.parts[i];
+                links_[part.executor]->add(wire::Prepare{part.hash, true});
+                links_[part.executor]->add_read({{buffers_.begin()->first, 1}}, {{&answers[i], 1}});
+            }
+            flush();
+            if (reads_came()) return absl::OkStatus();
+        } else if (!broken_ && status_locked().ok()) {
+            return fail(ran);
+        }
+        STRATA_RETURN_IF_ERROR(mend(lock));
+        captured.plan = plan_for(*captured.graph);
+        captured.bindings = bindings_version_;
+    }
+}
+
+void Lane::name_graph(const Part & part) {
+    Link & link = *links_[part.executor];
+    auto & named = named_graphs_[part.executor];
+    if (named.size() >= kMaxNamedGraphs) {
+        link.add(wire::ForgetGraphs{});
+        named.clear();
+    }
+    if (named.insert(part.hash).second) link.add(wire::DefineGraph{part.hash, part.graph});
 }
 
 absl::Status Lane::run(const Plan & plan) {
@@ -82,7 +116,16 @@ absl::Status Lane::run(const Plan & plan) {
             if ((weights_.at(weight).bound & holder(part.executor)) == 0) wanted.push_back({weight, part.executor});
         }
     }
-    if (!wanted.empty()) STRATA_RETURN_IF_ERROR(bring_weights(wanted));
+    if (!wanted.empty() || loading_) {
+        std::vector<Delivery> deliveries = offer_and_bind(wanted);
+        for (const Part & part : plan.parts) { // weights are made ready while others are on their way
+            name_graph(part);
+            links_[part.executor]->add(wire::Prepare{part.hash, false});
+        }
+        flush();
+        STRATA_RETURN_IF_ERROR(await(deliveries, nullptr));
+    }
+    if (loading_) return absl::OkStatus();
     for (const Part & part : plan.parts) {
         Link & link = *links_[part.executor];
         bring(part.reads, part.executor);
@@ -93,12 +136,7 @@ absl::Status Lane::run(const Plan & plan) {
             const std::vector<Segment> written = known.value_or(std::vector{write.to});
             rows.insert(rows.end(), written.begin(), written.end());
         }
-        auto & named = named_graphs_[part.executor];
-        if (named.size() >= kMaxNamedGraphs) {
-            link.add(wire::ForgetGraphs{});
-            named.clear();
-        }
-        if (named.insert(part.hash).second) link.add(wire::DefineGraph{part.hash, part.graph});
+        name_graph(part);
         link.add(wire::Compute{part.hash});
         for (const Segment & range : part.writes) directory_.wrote(range, holder(part.executor));
         for (const Segment & range : rows) directory_.wrote(range, holder(part.executor));

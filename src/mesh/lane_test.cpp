@@ -1,6 +1,7 @@
 // A lane over executors in this process, on real sockets and threads. simulation_test.cpp has what depends on the order
 // of events.
 #include "executor/executor.h"
+#include "executor/opaque_device_testing.h"
 #include "mesh/backend.h"
 #include "mesh/lane.h"
 #include "mesh/recurrent_model_testing.h"
@@ -21,10 +22,9 @@ struct Machine {
     std::shared_ptr<executor::Executor> executor;
     std::string address;
 
-    Machine() {
+    explicit Machine(ggml_backend_dev_t device) {
         std::vector<std::unique_ptr<executor::Device>> devices;
-        devices.push_back(
-            std::make_unique<executor::Device>(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU), 1));
+        devices.push_back(std::make_unique<executor::Device>(device, 1));
         devices.back()->start();
         executor::ExecutorOptions options;
         options.build = "test";
@@ -60,10 +60,17 @@ void expect_steps(Model & model, int from, int to) {
     }
 }
 
-class LaneTest : public testing::Test {
+// On executors' CPUs, and on devices with memory of their own.
+class LaneTest : public testing::TestWithParam<const char *> {
 protected:
+    void add_machine() {
+        ggml_backend_dev_t device = GetParam() == std::string_view("cpu")
+                                        ? ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)
+                                        : executor::opaque_device();
+        machines_.push_back(std::make_unique<Machine>(device));
+    }
     Lane & open(size_t machines, LaneOptions options = {}) {
-        for (size_t i = 0; i < machines; ++i) machines_.push_back(std::make_unique<Machine>());
+        for (size_t i = 0; i < machines; ++i) add_machine();
         for (const auto & machine : machines_) options.executors.push_back(machine->address);
         options.build = "test";
         options.folder = testing::TempDir();
@@ -83,7 +90,7 @@ protected:
     ggml_backend_dev_t device_ = nullptr;
 };
 
-TEST_F(LaneTest, gives_the_results_of_one_machine) {
+TEST_P(LaneTest, gives_the_results_of_one_machine) {
     for (const size_t machines : {1, 1, 2}) { // 1, 2 and 4 in all
         Lane & lane = open(machines);
         Model model(device_);
@@ -93,7 +100,7 @@ TEST_F(LaneTest, gives_the_results_of_one_machine) {
     }
 }
 
-TEST_F(LaneTest, gives_them_with_each_node_anywhere) {
+TEST_P(LaneTest, gives_them_with_each_node_anywhere) {
     for (const uint64_t seed : {1, 2, 3}) {
         LaneOptions options;
         options.scatter_seed = seed;
@@ -105,7 +112,7 @@ TEST_F(LaneTest, gives_them_with_each_node_anywhere) {
     SUCCEED();
 }
 
-TEST_F(LaneTest, layers_move_between_steps) {
+TEST_P(LaneTest, layers_move_between_steps) {
     Lane & lane = open(3);
     Model model(device_);
     std::mt19937 random(5);
@@ -119,11 +126,11 @@ TEST_F(LaneTest, layers_move_between_steps) {
     lane.close();
 }
 
-TEST_F(LaneTest, a_new_executor_takes_layers) {
+TEST_P(LaneTest, a_new_executor_takes_layers) {
     Lane & lane = open(1);
     Model model(device_);
     const Results first = run(model, 0, 5);
-    machines_.push_back(std::make_unique<Machine>());
+    add_machine();
     const auto number = lane.add_executor(machines_.back()->address);
     ASSERT_TRUE(number.ok()) << number.status();
     ASSERT_TRUE(lane.bind(2, 4, *number).ok());
@@ -135,11 +142,11 @@ TEST_F(LaneTest, a_new_executor_takes_layers) {
 }
 
 // From another thread, while steps go on.
-TEST_F(LaneTest, layers_move_while_the_lane_works) {
+TEST_P(LaneTest, layers_move_while_the_lane_works) {
     Lane & lane = open(2);
     Model model(device_);
     EXPECT_EQ(model.step(0), expected()[0]);
-    machines_.push_back(std::make_unique<Machine>());
+    add_machine();
     std::thread mover([&] {
         for (int i = 0; i < 12; ++i) {
             const int32_t first = i % kLayers;
@@ -155,7 +162,7 @@ TEST_F(LaneTest, layers_move_while_the_lane_works) {
     lane.close();
 }
 
-TEST_F(LaneTest, former_owners_give_their_memory_back) {
+TEST_P(LaneTest, former_owners_give_their_memory_back) {
     Lane & lane = open(2);
     Model model(device_);
     expect_steps(model, 0, 5);
@@ -169,7 +176,7 @@ TEST_F(LaneTest, former_owners_give_their_memory_back) {
     lane.close();
 }
 
-TEST_F(LaneTest, lost_layers_wait_for_their_new_place) {
+TEST_P(LaneTest, lost_layers_wait_for_their_new_place) {
     LaneOptions options;
     options.on_loss = LaneOptions::OnLoss::kWait;
     Lane & lane = open(2, options);
@@ -177,7 +184,7 @@ TEST_F(LaneTest, lost_layers_wait_for_their_new_place) {
     expect_steps(model, 0, 5);
     machines_[0]->die();
     machines_[1]->die(); // nobody is left
-    machines_.push_back(std::make_unique<Machine>());
+    add_machine();
     std::thread mover([&] {
         std::this_thread::sleep_for(std::chrono::milliseconds(100));
         EXPECT_TRUE(lane.move(0, 2, machines_[2]->address).ok());
@@ -188,7 +195,7 @@ TEST_F(LaneTest, lost_layers_wait_for_their_new_place) {
     lane.close();
 }
 
-TEST_F(LaneTest, a_lost_executor_is_a_failed_graph) {
+TEST_P(LaneTest, a_lost_executor_is_a_failed_graph) {
     Lane & lane = open(2);
     Model model(device_);
     EXPECT_EQ(model.step(0), expected()[0]);
@@ -200,7 +207,7 @@ TEST_F(LaneTest, a_lost_executor_is_a_failed_graph) {
     lane.close();
 }
 
-TEST_F(LaneTest, lost_executors_are_made_up_for) {
+TEST_P(LaneTest, lost_executors_are_made_up_for) {
     LaneOptions options;
     options.on_loss = LaneOptions::OnLoss::kRebind;
     Lane & lane = open(4, options);
@@ -219,7 +226,7 @@ TEST_F(LaneTest, lost_executors_are_made_up_for) {
     lane.close();
 }
 
-TEST_F(LaneTest, what_is_done_outside_of_graphs_is_done_again_too) {
+TEST_P(LaneTest, what_is_done_outside_of_graphs_is_done_again_too) {
     LaneOptions options;
     options.on_loss = LaneOptions::OnLoss::kRebind;
     Lane & lane = open(2, options);
@@ -281,7 +288,7 @@ std::vector<float> result_on(ggml_backend_dev_t device, MakeNode * make) {
     return result;
 }
 
-TEST_F(LaneTest, nodes_whose_kernels_ask_for_more) {
+TEST_P(LaneTest, nodes_whose_kernels_ask_for_more) {
     Lane & lane = open(1);
     ggml_backend_dev_t local = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
     MakeNode * const nodes[] = {
@@ -301,7 +308,7 @@ TEST_F(LaneTest, nodes_whose_kernels_ask_for_more) {
 }
 
 // Executors say no to it; libllama runs it elsewhere.
-TEST_F(LaneTest, what_executors_refuse_is_not_promised) {
+TEST_P(LaneTest, what_executors_refuse_is_not_promised) {
     Lane & lane = open(1);
     const ggml_context_ptr context(ggml_init({ggml_tensor_overhead() * 16, nullptr, true}));
     ggml_context * c = context.get();
@@ -320,8 +327,8 @@ TEST_F(LaneTest, what_executors_refuse_is_not_promised) {
     lane.close();
 }
 
-TEST_F(LaneTest, an_executor_of_another_build_is_refused) {
-    machines_.push_back(std::make_unique<Machine>());
+TEST_P(LaneTest, an_executor_of_another_build_is_refused) {
+    add_machine();
     LaneOptions options;
     options.executors = {machines_.back()->address};
     options.build = "another";
@@ -330,13 +337,16 @@ TEST_F(LaneTest, an_executor_of_another_build_is_refused) {
     EXPECT_NE(lane.status().message().find("one build"), std::string::npos) << lane.status();
 }
 
-TEST_F(LaneTest, nobody_at_the_address_is_said) {
+TEST_P(LaneTest, nobody_at_the_address_is_said) {
     LaneOptions options;
     options.executors = {"127.0.0.1:1"};
     const auto lane = Lane::open(*network_, options);
     ASSERT_FALSE(lane.ok());
     EXPECT_NE(lane.status().message().find("127.0.0.1:1"), std::string::npos) << lane.status();
 }
+
+INSTANTIATE_TEST_SUITE_P(Devices, LaneTest, testing::Values("cpu", "opaque"),
+                         [](const auto & info) { return std::string(info.param); });
 
 } // namespace
 } // namespace strata::mesh

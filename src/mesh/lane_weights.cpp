@@ -60,8 +60,14 @@ bool Lane::has_weight(std::string_view name) const {
     return weight_names_.contains(std::string(name));
 }
 
-void Lane::end_progress() {
+void Lane::begin_loading() {
     const std::lock_guard lock(mutex_);
+    loading_ = true;
+}
+
+void Lane::end_loading() {
+    const std::lock_guard lock(mutex_);
+    loading_ = false;
     progress_ = nullptr;
 }
 
@@ -88,7 +94,11 @@ Lane::Delivery Lane::offer(const Digest & blob, size_t executor) {
     const Holders others = ~(lost_ | holder(executor));
     for (const Holders these : {holders & others, ~holders & others}) {
         for (size_t i = 0; i < links_.size(); ++i) {
-            if ((these & holder(i)) != 0) offer.sources.push_back(links_[i]->address());
+            const std::string & address = links_[i]->executor_address();
+            if ((these & holder(i)) != 0 && address != links_[executor]->executor_address() &&
+                std::ranges::find(offer.sources, address) == offer.sources.end()) {
+                offer.sources.push_back(address);
+            }
         }
     }
     links_[executor]->offer(offer);
@@ -99,6 +109,11 @@ Lane::Delivery Lane::offer(const Digest & blob, size_t executor) {
 // executors at once. With the lane's lock the lane goes on while there is something to wait for.
 absl::Status Lane::bring_weights(const std::vector<Wanted> & wanted, std::unique_lock<std::mutex> * lock) {
     std::vector<Delivery> deliveries = offer_and_bind(wanted);
+    flush();
+    return await(deliveries, lock);
+}
+
+absl::Status Lane::await(std::vector<Delivery> & deliveries, std::unique_lock<std::mutex> * lock) {
     while (true) {
         const uint64_t changes = signal_->seen();
         const auto progress = deliver(deliveries);
@@ -132,7 +147,6 @@ std::vector<Lane::Delivery> Lane::offer_and_bind(const std::vector<Wanted> & wan
         links_[item.executor]->add(wire::BindWeight{item.weight, weight.blob, weight.offset, weight.type, weight.ne});
         weight.bound |= holder(item.executor);
     }
-    flush();
     return deliveries;
 }
 
@@ -186,7 +200,7 @@ bool Lane::send_piece(Delivery & delivery) {
     if (!link.has_room()) return false;
     const auto piece =
         delivery.mapped.bytes.subspan(delivery.sent, std::min(kPieceBytes, delivery.bytes - delivery.sent));
-    link.send_blob({delivery.blob, delivery.sent, delivery.bytes}, piece);
+    link.send_blob({delivery.blob, delivery.sent, delivery.bytes}, {piece, delivery.mapped.owner});
     delivery.sent += piece.size();
     return true;
 }

@@ -8,19 +8,27 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <utility>
 
 namespace strata::mesh {
 
 Link::Link(std::shared_ptr<LinkSignal> signal, std::string address)
     : signal_(std::move(signal))
-    , address_(std::move(address)) {}
+    , address_(std::move(address))
+    , executor_address_(address_) {
+    if (const size_t slash = address_.find('/'); slash != std::string::npos) {
+        std::from_chars(address_.data() + slash + 1, address_.data() + address_.size(), device_);
+        executor_address_.resize(slash);
+    }
+}
 
 absl::Status Link::open(wire::Network & network, const wire::Hello & hello) {
     wire::Hello mine = hello;
     signal_->runtime.random_bytes(token_);
     mine.token = token_;
-    STRATA_ASSIGN_OR_RETURN(channel_, network.connect(address_, shared_from_this()));
+    mine.device = device_;
+    STRATA_ASSIGN_OR_RETURN(channel_, network.connect(executor_address_, shared_from_this()));
     wire::FrameHeader header;
     header.type = wire::FrameType::kHello;
     channel_->send(header, mine.encode());
@@ -32,6 +40,8 @@ absl::Status Link::open(wire::Network & network, const wire::Hello & hello) {
         return absl::FailedPreconditionError(
             fmt::format("{} is {}, this engine {}", address_, welcome_.build, hello.build));
     }
+    if (welcome_.devices.size() <= device_)
+        return absl::InvalidArgumentError(fmt::format("{} has no device {}", executor_address_, device_));
     return absl::OkStatus();
 }
 
@@ -116,7 +126,7 @@ void Link::set_peer(uint16_t index, const Link & peer) {
         const std::lock_guard lock(signal_->mutex);
         peers_.insert(peer.token());
     }
-    add(wire::SetPeer{index, peer.address(), peer.token()});
+    add(wire::SetPeer{index, peer.executor_address(), peer.token()});
 }
 
 void Link::forget_peer(const Link & peer) {
@@ -145,11 +155,11 @@ std::optional<wire::BlobAnswer> Link::answer(const Digest & blob) const {
     return offer == offers_.end() ? std::nullopt : offer->second.answer;
 }
 
-void Link::send_blob(const wire::BlobHead & head, std::span<const uint8_t> piece) {
+void Link::send_blob(const wire::BlobHead & head, const MappedBytes & piece) {
     wire::FrameHeader header;
     header.type = wire::FrameType::kBlob;
     const auto encoded = wire::encode(head);
-    channel_->send(header, std::array<std::span<const uint8_t>, 2>{encoded, piece});
+    channel_->send(header, std::array{std::span<const uint8_t>(encoded)}, piece);
 }
 
 bool Link::has_room() const {

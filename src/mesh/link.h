@@ -43,13 +43,15 @@ struct LinkSignal {
 // lane's thread; answers come from the connection's.
 class Link : public wire::ChannelHandler, public std::enable_shared_from_this<Link> {
 public:
+    // address: of an executor, and perhaps '/' and the number of its device (wire::DeviceAddress).
     Link(std::shared_ptr<LinkSignal> signal, std::string address);
 
     // Connects and waits for the executor's welcome.
     absl::Status open(wire::Network & network, const wire::Hello & hello);
     void close();
-    const wire::Welcome & welcome() const { return welcome_; }
+    const wire::DeviceInfo & device() const { return welcome_.devices[device_]; }
     const std::string & address() const { return address_; }
+    const std::string & executor_address() const { return executor_address_; } // without the device
     const wire::Token & token() const { return token_; }
 
     // Commands gather until flush(), or until they are many.
@@ -84,7 +86,7 @@ public:
     void offer(wire::OfferBlob offer);
     std::optional<wire::BlobAnswer> answer(const Digest & blob) const;
     // A piece of a blob that the executor needs.
-    void send_blob(const wire::BlobHead & head, std::span<const uint8_t> piece);
+    void send_blob(const wire::BlobHead & head, const MappedBytes & piece);
     bool has_room() const; // for another one
 
     struct Counters {
@@ -107,6 +109,8 @@ private:
 
     const std::shared_ptr<LinkSignal> signal_;
     const std::string address_;
+    std::string executor_address_;
+    uint16_t device_ = 0;
     wire::Token token_{};
     std::shared_ptr<wire::Channel> channel_;
 

@@ -38,7 +38,7 @@ absl::StatusOr<T> number(const char * name, std::string_view text) {
 absl::StatusOr<LaneOptions> options_from_environment() {
     LaneOptions options;
     STRATA_ASSIGN_OR_RETURN(const auto addresses,
-                            wire::parse_addresses(variable("STRATA_MESH"), wire::kDefaultExecutorPort));
+                            wire::parse_devices(variable("STRATA_MESH"), wire::kDefaultExecutorPort));
     for (const auto & address : addresses) options.executors.push_back(address.to_string());
     for (auto split = variable("STRATA_MESH_SPLIT"); !split.empty();) {
         const size_t comma = split.find(',');

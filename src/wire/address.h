@@ -19,8 +19,17 @@ struct Address {
     bool is_loopback() const;
 };
 
-// "host:port,host:port,…"
-absl::StatusOr<std::vector<Address>> parse_addresses(std::string_view text, uint16_t default_port);
+// One of an executor's devices: "host:port/1"; the first, when nothing is said.
+struct DeviceAddress {
+    Address executor;
+    uint16_t device = 0;
+
+    static absl::StatusOr<DeviceAddress> parse(std::string_view text, uint16_t default_port);
+    std::string to_string() const;
+};
+
+// "host:port,host:port/1,…"
+absl::StatusOr<std::vector<DeviceAddress>> parse_devices(std::string_view text, uint16_t default_port);
 
 inline constexpr uint16_t kDefaultExecutorPort = 7430;
 

@@ -246,6 +246,17 @@ bool get_body(Reader & r, OfferBlob & c) {
     return true;
 }
 
+void put_body(Writer & w, const Prepare & c) {
+    put(w, c.hash);
+    w.put(static_cast<uint8_t>(c.wait ? 1 : 0));
+}
+bool get_body(Reader & r, Prepare & c) {
+    get(r, c.hash);
+    const auto wait = r.get<uint8_t>();
+    c.wait = wait == 1;
+    return wait <= 1;
+}
+
 // The number of a command is its place in Command, counted from 1.
 template <size_t I = 0>
 bool get_command(Reader & reader, uint8_t number, Command & command) {

@@ -83,7 +83,7 @@ struct CopyBytes {
 struct DropBytes {
     Segment range;
 };
-// A range of a blob, and the hash of its bytes: what is wrong on arrival is found before the blob is whole.
+// A range of a blob, and the hash of its bytes: says what is wrong with a blob that arrives with other bytes.
 struct BlobPart {
     uint64_t offset = 0;
     uint64_t bytes = 0;
@@ -123,6 +123,12 @@ struct ForgetGraphs {};
 struct Compute {
     GraphHash hash{};
 };
+// Puts the weights of a defined graph where its first run would, as soon as their blobs are here and while there is
+// nothing else to do. With `wait` what follows waits until all are there.
+struct Prepare {
+    GraphHash hash{};
+    bool wait = false;
+};
 // Sends bytes to the lane's session at a peer, where an Expect of the same tag waits for them.
 struct Push {
     uint16_t peer = 0;
@@ -146,7 +152,7 @@ struct SetPeer {
 };
 
 using Command = std::variant<NewBuffer, FreeBuffer, SetBytes, FillBytes, CopyBytes, DropBytes, BindWeight, UnbindWeight,
-                             DefineGraph, ForgetGraphs, Compute, Push, Expect, Read, SetPeer, OfferBlob>;
+                             DefineGraph, ForgetGraphs, Compute, Push, Expect, Read, SetPeer, OfferBlob, Prepare>;
 
 // Appends a command to the body of a frame.
 void encode(Writer & writer, const Command & command);

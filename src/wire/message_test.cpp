@@ -34,7 +34,8 @@ std::vector<Command> all_commands() {
                       true,
                       true,
                       {{64, 100, Digest::of("a")}, {164, 836, Digest::of("b")}},
-                      {"127.0.0.1:7430", "127.0.0.1:7431"}}};
+                      {"127.0.0.1:7430", "127.0.0.1:7431"}},
+            Prepare{kToken, true}};
 }
 
 std::vector<uint8_t> encoded(const std::vector<Command> & commands) {
@@ -65,7 +66,7 @@ TEST(Commands, RoundTrip) {
     const auto & bind = std::get<BindWeight>((*decoded)[6]);
     EXPECT_EQ(bind.blob, Digest::of("blob"));
     EXPECT_EQ(bind.offset, 64);
-    const auto & offer = std::get<OfferBlob>(decoded->back());
+    const auto & offer = std::get<OfferBlob>((*decoded)[15]);
     EXPECT_THAT(offer.parts,
                 testing::ElementsAre(BlobPart{64, 100, Digest::of("a")}, BlobPart{164, 836, Digest::of("b")}));
     EXPECT_THAT(offer.sources, testing::ElementsAre("127.0.0.1:7430", "127.0.0.1:7431"));

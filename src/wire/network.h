@@ -1,5 +1,6 @@
 #pragma once
 
+#include "base/mapped_bytes.h"
 #include "wire/frame.h"
 
 #include <memory>
@@ -15,9 +16,11 @@ namespace strata::wire {
 class Channel {
 public:
     virtual ~Channel() = default;
-    // Takes a frame: header.body_bytes is set from `body`, the pieces of which are borrowed for the call only. Does not
-    // wait for the peer. After the end of the connection frames are dropped.
-    virtual void send(FrameHeader header, std::span<const std::span<const uint8_t>> body) = 0;
+    // Takes a frame: header.body_bytes is set from `body`, the pieces of which are borrowed for the call only, and
+    // `tail`, which comes after it and is not copied when it has to wait. Does not wait for the peer. After the end of
+    // the connection frames are dropped.
+    virtual void send(FrameHeader header, std::span<const std::span<const uint8_t>> body, const MappedBytes & tail) = 0;
+    void send(const FrameHeader & header, std::span<const std::span<const uint8_t>> body) { send(header, body, {}); }
     void send(const FrameHeader & header, std::span<const uint8_t> body) { send(header, std::span(&body, 1)); }
     // Ends the connection: a status that is not OK is told to the peer. on_closed comes soon, from another thread.
     virtual void close(const absl::Status & status) = 0;

@@ -31,14 +31,16 @@ public:
     void join(const std::shared_ptr<SimulatedEnd> & other) { other_ = other; }
     void begin(std::shared_ptr<ChannelHandler> handler) { handler_ = std::move(handler); }
 
-    void send(FrameHeader header, std::span<const std::span<const uint8_t>> body) override {
+    using Channel::send;
+    void send(FrameHeader header, std::span<const std::span<const uint8_t>> body, const MappedBytes & tail) override {
         if (!open_) return;
-        size_t bytes = 0;
+        size_t bytes = tail.bytes.size();
         for (const auto piece : body) bytes += piece.size();
         header.body_bytes = static_cast<uint32_t>(bytes);
         Frame frame{header, std::shared_ptr<uint8_t[]>(new uint8_t[bytes])};
         uint8_t * to = frame.storage.get();
         for (const auto piece : body) to = std::ranges::copy(piece, to).out;
+        std::ranges::copy(tail.bytes, to);
         counters_.bytes_out += FrameHeader::kBytes + bytes;
         ++counters_.frames_out;
         deliver(frame);

@@ -29,6 +29,10 @@ void prepare(int fd) {
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tick, sizeof(tick));
 }
 
+iovec iovec_of(std::span<const uint8_t> bytes) {
+    return {const_cast<uint8_t *>(bytes.data()), bytes.size()};
+}
+
 // The last frame of a connection.
 std::vector<uint8_t> refusal(const absl::Status & status) {
     const std::string text(status.message().substr(0, 1000));
@@ -67,23 +71,24 @@ TcpChannel::TcpChannel(TcpNetwork & network, std::shared_ptr<const TlsContext> t
 
 // -------------------- sending
 
-void TcpChannel::send(FrameHeader header, std::span<const std::span<const uint8_t>> body) {
-    size_t body_bytes = 0;
+void TcpChannel::send(FrameHeader header, std::span<const std::span<const uint8_t>> body, const MappedBytes & tail) {
+    size_t body_bytes = tail.bytes.size();
     for (const auto piece : body) body_bytes += piece.size();
     header.body_bytes = static_cast<uint32_t>(body_bytes);
     auto head = header.encode();
     std::vector<iovec> pieces;
-    pieces.reserve(body.size() + 1);
+    pieces.reserve(body.size() + 2);
     pieces.push_back({head.data(), head.size()});
     for (const auto piece : body) {
-        if (!piece.empty()) pieces.push_back({const_cast<uint8_t *>(piece.data()), piece.size()});
+        if (!piece.empty()) pieces.push_back(iovec_of(piece));
     }
+    if (!tail.bytes.empty()) pieces.push_back(iovec_of(tail.bytes));
     bool left = false;
     {
         const std::lock_guard lock(mutex_);
         if (closing_) return;
         frames_out_.fetch_add(1, std::memory_order_relaxed);
-        transmit(pieces);
+        transmit(pieces, tail);
         left = connected_ && !waiting_.empty();
         if (waiting_bytes_ > kMaxQueuedBytes) {
             set_closing(absl::ResourceExhaustedError(fmt::format("{} does not take what is sent to it", peer_)));
@@ -92,18 +97,18 @@ void TcpChannel::send(FrameHeader header, std::span<const std::span<const uint8_
     if (left) network_.wake();
 }
 
-void TcpChannel::transmit(std::vector<iovec> & pieces) {
-    if (tls_ == nullptr || !connected_) return write_or_keep(pieces);
+void TcpChannel::transmit(std::vector<iovec> & pieces, const MappedBytes & tail) {
+    if (tls_ == nullptr || !connected_) return write_or_keep(pieces, tail);
     const absl::Status written = tls_->write(pieces, [this](std::span<const uint8_t> records) {
-        std::vector<iovec> whole{{const_cast<uint8_t *>(records.data()), records.size()}};
-        write_or_keep(whole);
+        std::vector<iovec> whole{iovec_of(records)};
+        write_or_keep(whole, {});
     });
     if (!written.ok()) set_closing(written);
 }
 
-void TcpChannel::write_or_keep(std::vector<iovec> & pieces) {
+void TcpChannel::write_or_keep(std::vector<iovec> & pieces, const MappedBytes & tail) {
     if (connected_ && waiting_.empty()) write_now(pieces);
-    keep(pieces);
+    keep(pieces, tail);
 }
 
 void TcpChannel::write_now(std::vector<iovec> & pieces) {
@@ -130,30 +135,35 @@ void TcpChannel::write_now(std::vector<iovec> & pieces) {
     pieces.erase(pieces.begin(), pieces.begin() + static_cast<ptrdiff_t>(first));
 }
 
-void TcpChannel::keep(const std::vector<iovec> & pieces) {
+// tail: what the last of the pieces is the end of, if it has an owner.
+void TcpChannel::keep(const std::vector<iovec> & pieces, const MappedBytes & tail) {
     if (pieces.empty() || closing_) return;
-    std::vector<uint8_t> copy;
+    const auto copy = std::make_shared<std::vector<uint8_t>>();
+    std::span<const uint8_t> owned;
     for (const iovec & piece : pieces) {
-        const auto * bytes = static_cast<const uint8_t *>(piece.iov_base);
-        copy.insert(copy.end(), bytes, bytes + piece.iov_len);
+        const std::span<const uint8_t> bytes(static_cast<const uint8_t *>(piece.iov_base), piece.iov_len);
+        if (tail.owner != nullptr && bytes.data() + bytes.size() == tail.bytes.data() + tail.bytes.size())
+            owned = bytes;
+        else
+            copy->insert(copy->end(), bytes.begin(), bytes.end());
     }
-    waiting_bytes_ += copy.size();
-    waiting_.push_back(std::move(copy));
+    waiting_bytes_ += copy->size() + owned.size();
+    if (!copy->empty()) waiting_.push_back({*copy, copy});
+    if (!owned.empty()) waiting_.push_back({owned, tail.owner});
 }
 
 void TcpChannel::flush() {
     const std::lock_guard lock(mutex_);
     while (connected_ && !closing_ && !waiting_.empty()) {
-        auto & front = waiting_.front();
-        std::vector<iovec> pieces{{front.data() + waiting_from_, front.size() - waiting_from_}};
+        std::span<const uint8_t> & front = waiting_.front().bytes;
+        std::vector<iovec> pieces{iovec_of(front)};
         write_now(pieces);
         if (closing_) return; // and nothing waits any more
         const size_t left = pieces.empty() ? 0 : pieces[0].iov_len;
-        waiting_bytes_ -= front.size() - waiting_from_ - left;
-        waiting_from_ = front.size() - left;
+        waiting_bytes_ -= front.size() - left;
+        front = front.last(left);
         if (left > 0) return;
         waiting_.pop_front();
-        waiting_from_ = 0;
     }
 }
 
@@ -174,8 +184,8 @@ void TcpChannel::close(const absl::Status & status) {
     if (closing_) return;
     if (!status.ok() && connected_ && waiting_.empty()) {
         const auto frame = refusal(status);
-        std::vector<iovec> pieces{{const_cast<uint8_t *>(frame.data()), frame.size()}};
-        transmit(pieces);
+        std::vector<iovec> pieces{iovec_of(frame)};
+        transmit(pieces, {});
     }
     set_closing(status.ok() ? absl::CancelledError("closed") : status);
 }
@@ -262,7 +272,7 @@ absl::Status TcpChannel::handshake() {
     const auto deadline = SteadyClock::now() + kHelloTimeout;
     const auto send_all = [this](std::span<const uint8_t> bytes) {
         const std::lock_guard lock(mutex_);
-        std::vector<iovec> pieces{{const_cast<uint8_t *>(bytes.data()), bytes.size()}};
+        std::vector<iovec> pieces{iovec_of(bytes)};
         if (!closing_) write_now(pieces); // a few kilobytes: nothing is left
     };
     while (true) {
@@ -287,9 +297,9 @@ void TcpChannel::open() {
     if (connected_ || closing_) return;
     connected_ = true;
     waiting_bytes_ = 0;
-    for (auto & frame : std::exchange(waiting_, {})) {
-        std::vector<iovec> pieces{{frame.data(), frame.size()}};
-        transmit(pieces);
+    for (const MappedBytes & part : std::exchange(waiting_, {})) {
+        std::vector<iovec> pieces{iovec_of(part.bytes)};
+        transmit(pieces, part);
     }
     if (!waiting_.empty()) network_.wake();
 }

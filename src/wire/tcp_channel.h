@@ -45,7 +45,8 @@ public:
         thread_ = std::thread([self = shared_from_this()] { self->run(); });
     }
 
-    void send(FrameHeader header, std::span<const std::span<const uint8_t>> body) override;
+    using Channel::send;
+    void send(FrameHeader header, std::span<const std::span<const uint8_t>> body, const MappedBytes & tail) override;
     void close(const absl::Status & status) override;
     size_t queued_bytes() const override {
         const std::lock_guard lock(mutex_);
@@ -83,10 +84,10 @@ private:
                            SteadyClock::time_point deadline, std::string_view waiting_for);
     void drain();
     // mutex_ held.
-    void transmit(std::vector<iovec> & pieces);
-    void write_or_keep(std::vector<iovec> & pieces);
+    void transmit(std::vector<iovec> & pieces, const MappedBytes & tail);
+    void write_or_keep(std::vector<iovec> & pieces, const MappedBytes & tail);
     void write_now(std::vector<iovec> & pieces); // leaves what was not taken
-    void keep(const std::vector<iovec> & pieces);
+    void keep(const std::vector<iovec> & pieces, const MappedBytes & tail);
     void set_closing(const absl::Status & status);
 
     TcpNetwork & network_;
@@ -102,8 +103,7 @@ private:
     bool connected_ = false; // and the handshake of TLS done
     bool closing_ = false;
     absl::Status reason_;
-    std::deque<std::vector<uint8_t>> waiting_; // to be sent
-    size_t waiting_from_ = 0;                  // of the first
+    std::deque<MappedBytes> waiting_; // to be sent
     size_t waiting_bytes_ = 0;
 
     std::atomic<SteadyClock::time_point> last_sent_ = SteadyClock::now();
