@@ -195,6 +195,37 @@ TEST_P(LaneTest, lost_layers_wait_for_their_new_place) {
     lane.close();
 }
 
+TEST_P(LaneTest, what_is_loaded_is_made_ready_and_not_run) {
+    Lane & lane = open(2);
+    lane.begin_loading();
+    Model model(device_);
+    model.step(0);
+    for (const auto & machine : machines_) {
+        EXPECT_EQ(machine->graphs(), 0U);
+        EXPECT_GT(machine->executor->status().sessions.at(0).weights_bytes, 0U);
+    }
+    lane.end_loading();
+    expect_steps(model, 0, 10);
+    expect_all_worked();
+    lane.close();
+}
+
+TEST_P(LaneTest, an_executor_may_be_lost_while_a_model_is_loaded) {
+    LaneOptions options;
+    options.on_loss = LaneOptions::OnLoss::kRebind;
+    Lane & lane = open(3, options);
+    lane.begin_loading();
+    Model model(device_);
+    machines_[1]->die();
+    model.step(0);
+    machines_[2]->die();
+    model.step(0);
+    lane.end_loading();
+    expect_steps(model, 0, 10);
+    EXPECT_EQ(lane.parts().size(), 1U);
+    lane.close();
+}
+
 TEST_P(LaneTest, a_lost_executor_is_a_failed_graph) {
     Lane & lane = open(2);
     Model model(device_);

@@ -97,7 +97,7 @@ public:
         for (uint64_t left = 1 + simulation_.random(4); left > 0; --left) add_machine();
         for (uint64_t left = 1 + simulation_.random(2); left > 0; --left) open_lane();
         for (uint64_t left = simulation_.random(4); left > 0; --left) plan_crash();
-        for (Driven & driven : lanes_) driven.model = std::make_unique<RecurrentModel>(driven.device);
+        for (Driven & driven : lanes_) load(driven);
         while (std::ranges::any_of(lanes_, [](const Driven & driven) { return driven.next < kSteps; })) {
             for (Driven & driven : lanes_) start_steps(driven);
             for (Driven & driven : lanes_) finish_steps(driven);
@@ -205,6 +205,13 @@ private:
         default:
             break;
         }
+    }
+
+    void load(Driven & driven) {
+        driven.lane->begin_loading();
+        driven.model = std::make_unique<RecurrentModel>(driven.device);
+        if (simulation_.chance(50)) driven.model->step(0); // as llama.cpp warms up
+        driven.lane->end_loading();
     }
 
     void start_steps(Driven & driven) {
