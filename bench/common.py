@@ -113,6 +113,9 @@ class Report:
     def add(self, row: Row) -> None:
         progress("")
         self.rows.append(row)
+        # What is measured so far, whatever becomes of the rest; the table comes at the end.
+        print(f"{row.name}: {row.ours:.4g} {row.unit}" + ("" if row.ratio is None else f", {row.ratio:.3f}"), file=sys.stderr,
+              flush=True)
 
     def finish(self) -> None:
         OUT.mkdir(parents=True, exist_ok=True)

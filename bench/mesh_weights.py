@@ -19,7 +19,7 @@ import time
 import gguf
 import numpy
 
-from common import (BIN, SMOLLM2_BY_TYPE, Daemon, Report, executors, options, progress, resident_bytes, running)
+from common import BIN, SMOLLM2_BY_TYPE, Daemon, Report, executors, options, progress, running
 from serve import Api, in_parallel
 import synthetic_models
 
@@ -121,6 +121,12 @@ def anonymous_bytes(pid: int) -> int:
     return int(re.search(r"RssAnon:\s+(\d+)", text).group(1)) * 1024
 
 
+def proportional_bytes(pid: int) -> int:
+    """Resident memory in which each page counts once: every lane of a driver maps the embedding, which is 113 MB here."""
+    text = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE).group(1)) * 1024
+
+
 def loading(report: Report, folder: pathlib.Path, rounds: int) -> None:
     progress("a synthetic model of 4 GB")
     file = folder / "large.gguf"
@@ -159,7 +165,7 @@ def loading(report: Report, folder: pathlib.Path, rounds: int) -> None:
                 report.single("load 4 GB again, weights still in memory", "s", load(daemon, "large", on=mesh.addresses), at_most=1.0)
                 report.single("load 4 GB again: bytes sent", "MB", sent_bytes(daemon, "large") / 1e6, at_most=1.0)
                 engine = int(daemon.deployment("large:latest")["enginePid"])
-                report.single("load 4 GB again: driver, resident", "MB", resident_bytes(engine) / 1e6, at_most=300)
+                report.single("load 4 GB again: driver, resident", "MB", proportional_bytes(engine) / 1e6, at_most=300)
                 held = sum(anonymous_bytes(process.pid) for process in mesh.processes)
                 load(daemon, "again", on=mesh.addresses, lanes=2)
                 for name in ("large", "again"):
@@ -270,7 +276,7 @@ def main() -> None:
         links(report, folder())
         moving(report, folder(), args.rounds)
         lanes(report, folder(), args.rounds)
-        if report.wants("4 GB"):
+        if report.wants("4 GB") or "4 GB" in args.only:
             loading(report, folder(), max(2, args.rounds // 2))
     report.finish()
 

@@ -66,6 +66,7 @@ absl::Status run_executor_process(const ExecutorProcessOptions & options) {
     made.name = options.name.empty() ? options.listen : options.name;
     made.build = options.build;
     made.folder = options.folder;
+    if (options.memory_limit_bytes != 0) made.device_memory_limit_bytes = options.memory_limit_bytes;
     made.memory_limit_bytes = options.memory_limit_bytes != 0 ? options.memory_limit_bytes : three_quarters_of_free();
     STRATA_ASSIGN_OR_RETURN(made.store,
                             ExecutorStore::open(options.store.empty() ? Home::find().store() : options.store));

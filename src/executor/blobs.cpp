@@ -1,6 +1,8 @@
 #include "executor/blobs.h"
 
 #include "base/unique_fd.h"
+#include "executor/limits.h"
+#include "executor/memory.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -97,18 +99,18 @@ ggml_backend_buffer_t Blob::buffer() {
 
 const ggml_tensor * Blob::in(ggml_backend_buffer_type_t buft, uint64_t offset, ggml_type type, const int64_t * ne) {
     const std::lock_guard lock(mutex_);
-    if (const auto found = copies_.find({buft, offset}); found != copies_.end()) {
-        const ggml_tensor * tensor = found->second->tensor;
-        return tensor->type == type && std::equal(ne, ne + GGML_MAX_DIMS, tensor->ne) ? tensor : nullptr;
-    }
+    if (const auto found = copies_.find(key(buft, offset, type, ne)); found != copies_.end())
+        return found->second->tensor;
     auto made = std::make_unique<Copy>();
     made->context.reset(ggml_init({2 * ggml_tensor_overhead(), nullptr, true}));
     made->tensor = ggml_new_tensor(made->context.get(), type, GGML_MAX_DIMS, ne);
     const uint64_t bytes = ggml_nbytes(made->tensor);
     if (offset > mapped_.bytes.size() || bytes > mapped_.bytes.size() - offset) return nullptr;
+    const bool of_cpu = ggml_backend_dev_type(ggml_backend_buft_get_device(buft)) == GGML_BACKEND_DEVICE_TYPE_CPU;
+    if (copied_bytes_ + bytes > kMaxCopiesOfBlob * mapped_.bytes.size() || (!of_cpu && !has_room(buft, bytes)))
+        return nullptr;
     made->buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(made->context.get(), buft));
     if (made->buffer == nullptr) return nullptr;
-    const bool of_cpu = ggml_backend_dev_type(ggml_backend_buft_get_device(buft)) == GGML_BACKEND_DEVICE_TYPE_CPU;
     if (of_cpu && made->tensor->extra == nullptr) return nullptr; // it would be as it is
     ggml_backend_buffer_set_usage(made->buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
     const uint8_t * begin = mapped_.bytes.data() + offset;
@@ -117,19 +119,24 @@ const ggml_tensor * Blob::in(ggml_backend_buffer_type_t buft, uint64_t offset, g
     const auto first = reinterpret_cast<uintptr_t>(begin) / kPageBytes * kPageBytes;
     // NOLINTNEXTLINE(performance-no-int-to-ptr): a page's begin
     madvise(reinterpret_cast<void *>(first), reinterpret_cast<uintptr_t>(begin) + bytes - first, MADV_PAGEOUT);
-    return (copies_[{buft, offset}] = std::move(made))->tensor;
+    copied_bytes_ += ggml_backend_buffer_get_size(made->buffer.get());
+    return (copies_[key(buft, offset, type, ne)] = std::move(made))->tensor;
 }
 
-bool Blob::has(ggml_backend_buffer_type_t buft, uint64_t offset) const {
+Blob::CopyKey Blob::key(ggml_backend_buffer_type_t buft, uint64_t offset, ggml_type type, const int64_t * ne) {
+    CopyKey key{buft, offset, type, {}};
+    std::copy_n(ne, GGML_MAX_DIMS, std::get<3>(key).begin());
+    return key;
+}
+
+bool Blob::has(ggml_backend_buffer_type_t buft, uint64_t offset, ggml_type type, const int64_t * ne) const {
     const std::lock_guard lock(mutex_);
-    return copies_.contains({buft, offset});
+    return copies_.contains(key(buft, offset, type, ne));
 }
 
 uint64_t Blob::copied_bytes() const {
     const std::lock_guard lock(mutex_);
-    uint64_t bytes = 0;
-    for (const auto & [place, copy] : copies_) bytes += ggml_backend_buffer_get_size(copy->buffer.get());
-    return bytes;
+    return copied_bytes_;
 }
 
 std::shared_ptr<Blob> BlobCache::find(const Digest & digest) {

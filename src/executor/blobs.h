@@ -8,12 +8,14 @@
 #include <absl/container/flat_hash_map.h>
 #include <ggml-backend.h>
 
+#include <array>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
 #include <string>
+#include <tuple>
 #include <vector>
 
 namespace strata::executor {
@@ -67,10 +69,10 @@ public:
     // The bytes as a buffer of the host, for tensors that lie in them.
     ggml_backend_buffer_t buffer();
     // The weight at `offset` in memory of another type, made on first use: a device's, or one with a layout of its own
-    // (CPU_REPACK). Its data, buffer and extra are for a graph's tensor to take over. nullptr when there is no room,
-    // when `type` gains nothing from it, or when the weight was asked for with another type or shape before.
+    // (CPU_REPACK). Its data, buffer and extra are for a graph's tensor to take over. nullptr when there is no room, or
+    // when `type` gains nothing from it.
     const ggml_tensor * in(ggml_backend_buffer_type_t buft, uint64_t offset, ggml_type type, const int64_t * ne);
-    bool has(ggml_backend_buffer_type_t buft, uint64_t offset) const;
+    bool has(ggml_backend_buffer_type_t buft, uint64_t offset, ggml_type type, const int64_t * ne) const;
     // Of these.
     uint64_t copied_bytes() const;
 
@@ -81,7 +83,11 @@ private:
     const MappedBytes mapped_;
     mutable std::mutex mutex_;
     ggml_backend_buffer_t buffer_ = nullptr;
-    std::map<std::pair<ggml_backend_buffer_type_t, uint64_t>, std::unique_ptr<Copy>> copies_;
+    // Whoever says something else of a weight than others do gets a copy of his own.
+    using CopyKey = std::tuple<ggml_backend_buffer_type_t, uint64_t, ggml_type, std::array<int64_t, GGML_MAX_DIMS>>;
+    static CopyKey key(ggml_backend_buffer_type_t buft, uint64_t offset, ggml_type type, const int64_t * ne);
+    std::map<CopyKey, std::unique_ptr<Copy>> copies_;
+    uint64_t copied_bytes_ = 0;
 };
 
 // The blobs that an executor has in memory, by digest: one copy for all drivers. A blob that no session uses any more

@@ -19,7 +19,7 @@ public:
         , alignment_(ggml_backend_buft_get_alignment(buft))
         , bytes_(bytes) {}
     ~DeviceBuffer() override {
-        for (const auto & [offset, piece] : pieces_) use_.bytes -= piece.bytes;
+        for (const auto & [offset, piece] : pieces_) use_.bytes -= piece.taken();
     }
     DeviceBuffer(const DeviceBuffer &) = delete;
     DeviceBuffer & operator=(const DeviceBuffer &) = delete;
@@ -72,7 +72,7 @@ public:
                 ++piece;
                 continue;
             }
-            use_.bytes -= piece->second.bytes;
+            use_.bytes -= piece->second.taken();
             ++use_.moves;
             piece = pieces_.erase(piece);
         }
@@ -87,31 +87,25 @@ public:
         auto last = first;
         for (; last != pieces_.end() && last->first < end; ++last) {
             if (last->first <= begin && end <= last->second.end()) return absl::OkStatus();
-            there += last->second.bytes;
+            there += last->second.taken();
         }
         if (first != last) {
             begin = std::min(begin, first->first);
             end = std::max(end, std::prev(last)->second.end());
         }
-        STRATA_RETURN_IF_ERROR(use_.take(end - begin - there));
         Piece made{begin, end - begin, nullptr};
-        // What ggml's kernels may read beyond a tensor's end is there.
-        const size_t with_padding = made.bytes + kPaddingBytes;
-        if (with_padding <= ggml_backend_buft_get_max_size(buft_))
-            made.ggml.reset(ggml_backend_buft_alloc_buffer(buft_, with_padding));
-        if (made.ggml == nullptr) {
-            use_.bytes -= end - begin - there;
-            return absl::ResourceExhaustedError(
-                fmt::format("{} has no {} left", ggml_backend_buft_name(buft_), human_bytes(made.bytes)));
+        STRATA_RETURN_IF_ERROR(use_.take(made.taken()));
+        if (const absl::Status allocated = allocate(made); !allocated.ok()) {
+            use_.bytes -= made.taken();
+            return allocated;
         }
-        ggml_backend_buffer_set_usage(made.ggml.get(), GGML_BACKEND_BUFFER_USAGE_COMPUTE);
-        ggml_backend_buffer_clear(made.ggml.get(), 0);
         for (auto piece = first; piece != last; ++piece) {
             ggml_tensor from = raw_tensor(piece->second, piece->first, piece->second.bytes);
             ggml_tensor to = raw_tensor(made, piece->first, piece->second.bytes);
             ggml_backend_tensor_copy(&from, &to);
             ++use_.moves;
         }
+        use_.bytes -= there;
         pieces_.erase(first, last);
         pieces_.emplace(begin, std::move(made));
         return absl::OkStatus();
@@ -124,12 +118,15 @@ public:
     }
 
 private:
+    static constexpr uint64_t kPaddingBytes = 4096;
     struct Piece {
         uint64_t begin = 0;
         uint64_t bytes = 0;
         ggml_backend_buffer_ptr ggml;
 
         uint64_t end() const { return begin + bytes; }
+        // What ggml's kernels may read beyond a tensor's end is there as well.
+        uint64_t taken() const { return bytes + kPaddingBytes; }
         uint8_t * at(uint64_t offset) const {
             return static_cast<uint8_t *>(ggml_backend_buffer_get_base(ggml.get())) + (offset - begin);
         }
@@ -137,7 +134,18 @@ private:
     using Pieces = std::map<uint64_t, Piece>; // by offset
 
     static constexpr uint64_t kCopyBytes = uint64_t{1} << 20;
-    static constexpr size_t kPaddingBytes = 4096;
+
+    absl::Status allocate(Piece & piece) const {
+        if (!has_room(buft_, piece.taken())) use_.make_room();
+        if (has_room(buft_, piece.taken()) && piece.taken() <= ggml_backend_buft_get_max_size(buft_))
+            piece.ggml.reset(ggml_backend_buft_alloc_buffer(buft_, piece.taken()));
+        if (piece.ggml == nullptr) {
+            return absl::ResourceExhaustedError(
+                fmt::format("{} has no {} left", ggml_backend_buft_name(buft_), human_bytes(piece.taken())));
+        }
+        ggml_backend_buffer_clear(piece.ggml.get(), 0);
+        return absl::OkStatus();
+    }
 
     // Bytes of a piece as ggml's functions want them.
     static ggml_tensor raw_tensor(const Piece & piece, uint64_t offset, uint64_t bytes) {
@@ -183,6 +191,12 @@ private:
 };
 
 } // namespace
+
+bool has_room(ggml_backend_buffer_type_t buft, uint64_t bytes) {
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(ggml_backend_buft_get_device(buft), &free, &total);
+    return bytes <= free && free - bytes >= total / 16;
+}
 
 absl::StatusOr<std::unique_ptr<MemoryBuffer>> make_device_buffer(MemoryUse & use, ggml_backend_buffer_type_t buft,
                                                                  wire::Segment range) {

@@ -187,7 +187,8 @@ std::shared_ptr<Blob> Executor::blob_here(const Digest & digest, uint64_t bytes)
 }
 
 uint64_t Executor::memory_limit(const Device & device) const {
-    return device.traits().memory == nullptr ? options_.memory_limit_bytes : device.free_bytes();
+    if (device.traits().memory == nullptr) return options_.memory_limit_bytes;
+    return std::min(device.memory_bytes(), options_.device_memory_limit_bytes);
 }
 
 std::shared_ptr<Session> Executor::session(const wire::Token & token) const {

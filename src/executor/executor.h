@@ -15,12 +15,13 @@
 namespace strata::executor {
 
 struct ExecutorOptions {
-    std::string name;                         // for people
-    std::string build;                        // of the engine; drivers and peers of another one are refused
-    std::string folder;                       // for blobs that come over the network and need not be kept
-    std::shared_ptr<BlobStore> store;         // for those that are to be kept; nullptr: there is none
-    uint64_t memory_limit_bytes = UINT64_MAX; // for each driver
-    uint64_t kept_blobs_bytes = UINT64_MAX;   // of blobs in memory that nobody uses now
+    std::string name;                                // for people
+    std::string build;                               // of the engine; drivers and peers of another one are refused
+    std::string folder;                              // for blobs that come over the network and need not be kept
+    std::shared_ptr<BlobStore> store;                // for those that are to be kept; nullptr: there is none
+    uint64_t memory_limit_bytes = UINT64_MAX;        // for each driver, of the host's memory
+    uint64_t device_memory_limit_bytes = UINT64_MAX; // and of a device's own
+    uint64_t kept_blobs_bytes = UINT64_MAX;          // of blobs in memory that nobody uses now
     double first_turn_operations = kFirstTurnOperations;
     std::function<void(const std::string &)> log = [](const std::string &) {};
     Runtime * runtime = &Runtime::real();

@@ -1,5 +1,7 @@
 #include "executor/host_node.h"
 
+#include "executor/limits.h"
+
 #include <fmt/format.h>
 #include <ggml-cpp.h>
 #include <ggml-impl.h>
@@ -79,7 +81,16 @@ absl::Status compute_on_host(ggml_backend_t host, const ggml_tensor & node) {
         if (source != nullptr && std::ranges::find(tensors, source) == tensors.end()) tensors.push_back(source);
     }
     std::vector<Copied> ranges = ranges_of(tensors);
-    for (Copied & range : ranges) STRATA_RETURN_IF_ERROR(fetch(range));
+    uint64_t left = kMaxHostCopyBytes;
+    for (Copied & range : ranges) {
+        const auto bytes = static_cast<uint64_t>(range.end - range.begin);
+        if (bytes > left) {
+            return absl::ResourceExhaustedError(fmt::format(
+                "{}: the device can't compute it, and it is too large for the host", ggml_op_name(node.op)));
+        }
+        left -= bytes;
+        STRATA_RETURN_IF_ERROR(fetch(range));
+    }
 
     std::array<ggml_tensor, 1 + GGML_MAX_SRC> copies{};
     for (size_t i = 0; i < tensors.size(); ++i) {

@@ -16,6 +16,9 @@ inline constexpr size_t kMaxPeers = 256;
 // device for hours.
 inline constexpr double kMaxNodeOperations = 1e14;
 inline constexpr double kMaxScratchBytes = uint64_t{4} << 30;
+inline constexpr uint64_t kCopyPieceBytes = uint64_t{8} << 20;
+// Of a device's memory, for one node that the host computes.
+inline constexpr uint64_t kMaxHostCopyBytes = uint64_t{4} << 30;
 // How long a device works for one driver while others wait, about; one node goes on to its end.
 inline constexpr std::chrono::milliseconds kTurn{100};
 inline constexpr double kFirstTurnOperations = 1e9; // until it is known how long they take
@@ -26,6 +29,9 @@ inline constexpr size_t kMaxOffers = 1 << 14;
 inline constexpr size_t kMaxOffersBytes = size_t{256} << 20; // of what they say of their blobs
 // Weights lie at multiples of this in their blobs, as in every GGUF file that can be mapped.
 inline constexpr uint64_t kWeightAlignment = 32;
+// Bytes of weights in memory of other types, repacked or a device's, for each of their blob: some devices' and, of
+// those who say strange things of a weight, strange ones.
+inline constexpr uint64_t kMaxCopiesOfBlob = 4;
 // Commands that arrived and wait, several times what a driver that counts its credit sends (mesh/limits.h), and pushes
 // that nobody expects yet.
 inline constexpr size_t kMaxInboxBytes = size_t{1} << 30;

@@ -7,6 +7,7 @@
 #include <ggml-backend.h>
 
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <vector>
@@ -16,6 +17,7 @@ namespace strata::executor {
 // What one driver takes of a device's memory, and how much it may.
 struct MemoryUse {
     const uint64_t limit_bytes;
+    const std::function<void()> make_room; // called when a device has no memory left, before that is an error
     std::atomic<uint64_t> bytes = 0;
     uint64_t moves = 0; // how often memory that tensors lie in went elsewhere
 
@@ -45,8 +47,9 @@ public:
 class Memory {
 public:
     // buft: where it is; nullptr: in the host's memory.
-    Memory(uint64_t limit_bytes, ggml_backend_buffer_type_t buft)
-        : use_{limit_bytes}
+    Memory(
+        uint64_t limit_bytes, ggml_backend_buffer_type_t buft, std::function<void()> make_room = [] {})
+        : use_{limit_bytes, std::move(make_room)}
         , buft_(buft) {}
 
     absl::Status add(uint32_t id, wire::Segment range);
@@ -79,6 +82,10 @@ private:
     std::map<uint64_t, Buffer> buffers_; // by address
     std::map<uint32_t, uint64_t> addresses_;
 };
+
+// Whether a device has so much, and more for what its kernels take for themselves: ggml ends the process when they get
+// nothing.
+bool has_room(ggml_backend_buffer_type_t buft, uint64_t bytes);
 
 // A mapping, of which only what is written takes memory.
 absl::StatusOr<std::unique_ptr<MemoryBuffer>> make_host_buffer(MemoryUse & use, uint64_t bytes);

@@ -1,10 +1,12 @@
 #include "executor/part_graph.h"
 
 #include "executor/host_node.h"
+#include "executor/limits.h"
 #include "executor/op_check.h"
 #include "executor/op_cost.h"
 
 #include <fmt/format.h>
+#include <ggml-backend-impl.h>
 #include <ggml-impl.h>
 
 #include <algorithm>
@@ -41,6 +43,21 @@ bool prefers(const DeviceTraits & device, ggml_backend_buffer_type_t buft, const
     if (!ggml_backend_dev_supports_op(device.device, &asked)) return false;
     weight.extra = &weight; // as a repacked one has, whose node is held to more
     return check_op(asked).ok();
+}
+
+// Whether a device can compute a node whose sources are in its memory. What asks for room behind its result, which is
+// somebody else's here, can't; nor is every kernel of a GPU content with places that the host's are content with.
+bool runs_there(const DeviceTraits & device, const ggml_tensor & node) {
+    constexpr uintptr_t kAlignment = 16;
+    const auto aligned = [](const ggml_tensor * tensor) {
+        return tensor == nullptr || reinterpret_cast<uintptr_t>(tensor->data) % kAlignment == 0;
+    };
+    if (ggml_op_alloc_size_may_expand(node.op) &&
+        ggml_backend_buft_get_alloc_size(device.memory, &node) > ggml_nbytes(&node)) {
+        return false;
+    }
+    return aligned(&node) && std::ranges::all_of(node.src, aligned) &&
+           ggml_backend_dev_supports_op(device.device, &node);
 }
 
 absl::Status status_of(ggml_status status) {
@@ -229,8 +246,7 @@ absl::Status PartGraph::upload_weights(const DeviceTraits & device) {
     for (const Weight & weight : weights_) weight.tensor->buffer = empty.get(); // where they would be
     host_ = device.host;
     on_host_.resize(static_cast<size_t>(graph_->n_nodes));
-    for (int i = 0; i < graph_->n_nodes; ++i)
-        on_host_[static_cast<size_t>(i)] = !ggml_backend_dev_supports_op(device.device, graph_->nodes[i]);
+    for (int i = 0; i < graph_->n_nodes; ++i) on_host_[static_cast<size_t>(i)] = !runs_there(device, *graph_->nodes[i]);
     const auto users = users_of_weights();
     for (size_t i = 0; i < weights_.size(); ++i) {
         const Weight & weight = weights_[i];
@@ -238,8 +254,13 @@ absl::Status PartGraph::upload_weights(const DeviceTraits & device) {
         const auto there = [&](int number) { return !on_host_[static_cast<size_t>(number)]; };
         if (std::ranges::none_of(users[i], there)) continue;
         const ggml_tensor * uploaded = copy_in(device.memory, weight.bound);
-        if (uploaded == nullptr && preparing_) continue;
+        if (uploaded == nullptr && copied_) continue; // the next time
         if (uploaded == nullptr) return absl::ResourceExhaustedError("the device has no memory left for a weight");
+        for (const int number : users[i]) {
+            if (there(number)) continue;
+            ggml_tensor * here = host_weights_.emplace_back(std::make_unique<ggml_tensor>(*weight.tensor)).get();
+            std::ranges::replace(graph_->nodes[number]->src, weight.tensor, here);
+        }
         weight.tensor->data = static_cast<uint8_t *>(uploaded->data) + weight.offset;
         weight.tensor->buffer = uploaded->buffer;
         weight.tensor->extra = uploaded->extra;
@@ -309,6 +330,7 @@ absl::Status PartGraph::check(const Check & check) const {
         ggml_tensor copy = *rule.index;
         std::vector<uint8_t> bytes;
         if (copy.buffer != nullptr && !ggml_backend_buffer_is_host(copy.buffer)) {
+            if (ggml_nbytes(&copy) > kMaxHostCopyBytes) return absl::ResourceExhaustedError("too many indices");
             bytes.resize(ggml_nbytes(&copy));
             ggml_backend_tensor_get(&copy, bytes.data(), 0, bytes.size());
             copy.data = bytes.data();

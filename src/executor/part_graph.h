@@ -27,7 +27,9 @@ struct BoundWeight {
     const ggml_tensor * in(ggml_backend_buffer_type_t buft) const {
         return blob->in(buft, offset, static_cast<ggml_type>(type), ne.data());
     }
-    bool has(ggml_backend_buffer_type_t buft) const { return blob->has(buft, offset); }
+    bool has(ggml_backend_buffer_type_t buft) const {
+        return blob->has(buft, offset, static_cast<ggml_type>(type), ne.data());
+    }
 };
 using BoundWeights = std::map<uint64_t, BoundWeight>;
 
@@ -99,6 +101,8 @@ private:
     uint64_t moves_ = 0;            // of the memory, when this was built
     ggml_backend_t host_ = nullptr; // for the nodes that the device can't compute
     std::vector<bool> on_host_;     // by node; empty: none
+    // Weights that are in the device's memory, where nodes on the host read them.
+    std::vector<std::unique_ptr<ggml_tensor>> host_weights_;
     std::vector<Check> checks_;
     std::vector<double> operations_; // of each node
     double all_operations_ = 0;

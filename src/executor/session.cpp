@@ -31,7 +31,7 @@ Session::Session(Executor & executor, Device & device, std::shared_ptr<wire::Cha
     , channel_(std::move(channel))
     , name_(hello.name)
     , token_(hello.token)
-    , memory_(executor.memory_limit(device), device.traits().memory)
+    , memory_(executor.memory_limit(device), device.traits().memory, [&executor] { executor.forget_unused_blobs(); })
     , turn_operations_(options.first_turn_operations) {}
 
 Session::~Session() = default;
@@ -310,8 +310,19 @@ absl::StatusOr<bool> Session::execute(const wire::FillBytes & command) {
 }
 
 absl::StatusOr<bool> Session::execute(const wire::CopyBytes & command) {
-    STRATA_ASSIGN_OR_RETURN(const MappedBytes from, read(command.from));
-    STRATA_RETURN_IF_ERROR(memory_.write(command.to, from.bytes));
+    attach_arrived();
+    // In pieces, since a device's bytes come over the host; from the end, when the target begins inside of the source.
+    const wire::Segment from = command.from;
+    const bool backwards = command.to > from.address;
+    for (uint64_t done = 0; done < from.bytes;) {
+        const uint64_t bytes = std::min(kCopyPieceBytes, from.bytes - done);
+        const uint64_t at = backwards ? from.bytes - done - bytes : done;
+        const auto piece = read({from.address + at, bytes});
+        if (absl::IsUnavailable(piece.status())) return false; // a weight that has not arrived
+        if (!piece.ok()) return piece.status();
+        STRATA_RETURN_IF_ERROR(memory_.write(command.to + at, piece->bytes));
+        done += bytes;
+    }
     return true;
 }
 
@@ -384,9 +395,12 @@ absl::StatusOr<bool> Session::execute(const wire::Compute & command) {
 absl::StatusOr<bool> Session::execute(const wire::Push & command) {
     const auto peer = peers_.find(command.peer);
     if (peer == peers_.end()) return absl::InvalidArgumentError(fmt::format("peer {} was not named", command.peer));
-    STRATA_ASSIGN_OR_RETURN(const auto gathered, gather(command.from));
+    attach_arrived();
+    const auto gathered = gather(command.from);
+    if (absl::IsUnavailable(gathered.status())) return false; // a weight that has not arrived
+    if (!gathered.ok()) return gathered.status();
     const auto head = wire::encode(wire::PushHead{peer->second.token, command.tag});
-    const auto pieces = with_head(head, gathered);
+    const auto pieces = with_head(head, *gathered);
     for (const auto piece : pieces) pushed_bytes_ += piece.size();
     wire::FrameHeader header;
     header.type = wire::FrameType::kPush;
@@ -416,9 +430,12 @@ absl::StatusOr<bool> Session::execute(const wire::Expect & command) {
 }
 
 absl::StatusOr<bool> Session::execute(const wire::Read & command) {
-    STRATA_ASSIGN_OR_RETURN(const auto gathered, gather(command.from));
+    attach_arrived();
+    const auto gathered = gather(command.from);
+    if (absl::IsUnavailable(gathered.status())) return false; // a weight that has not arrived
+    if (!gathered.ok()) return gathered.status();
     const auto head = wire::encode(wire::ResultHead{command.id, graphs_run_, busy_ns_});
-    send(wire::FrameType::kResult, with_head(head, gathered));
+    send(wire::FrameType::kResult, with_head(head, *gathered));
     return true;
 }
 

@@ -95,7 +95,8 @@ private:
     absl::Status build(StoredGraph & graph);
     Outcome run_commands();
     bool prepare_one();
-    bool attach_arrived();
+    void attach_arrived();
+    absl::StatusOr<PartGraph::Prepared> prepare(const wire::GraphHash & hash);
     absl::Status receive_blob(const wire::Frame & frame);
     absl::Status skip(const wire::Frame & frame);
     void answer(const wire::BlobAnswer & answer);
@@ -139,7 +140,7 @@ private:
     std::map<wire::GraphHash, StoredGraph> graphs_;
     size_t graph_bytes_ = 0;
     std::deque<wire::GraphHash> preparing_; // graphs that may have weights to be prepared
-    bool prepare_again_ = false;            // the first of them, although nothing arrived
+    bool prepare_again_ = false;            // something of them may have arrived
     std::map<uint16_t, Peer> peers_;
     double turn_operations_;                // as many as fit into a turn
     bool graph_begun_ = false;              // and has more pieces

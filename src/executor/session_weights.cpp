@@ -52,7 +52,10 @@ absl::StatusOr<bool> Session::execute(const wire::BindWeight & command) {
         const std::lock_guard lock(mutex_);
         // Or it arrived for another weight, and is forgotten there.
         if (!attach(bound)) bound.blob = executor_.blob_here(command.blob, offer->second.bytes);
-        if (bound.blob != nullptr) weights_bytes_ += bound.bytes;
+        if (bound.blob != nullptr) {
+            weights_bytes_ += bound.bytes;
+            prepare_again_ = true;
+        }
     }
     forget_parts();
     if (const auto before = weights_.find(command.address); before != weights_.end() && before->second.blob != nullptr)
@@ -69,18 +72,15 @@ bool Session::attach(BoundWeight & bound) {
     return true;
 }
 
-// True when a weight got its blob.
-bool Session::attach_arrived() {
+void Session::attach_arrived() {
     const std::lock_guard lock(mutex_);
-    bool any = false;
-    if (arrived_blobs_.empty()) return any;
+    if (arrived_blobs_.empty()) return;
     for (auto & [address, bound] : weights_) {
         if (bound.blob != nullptr || !attach(bound)) continue;
         weights_bytes_ += bound.bytes;
-        any = true;
+        prepare_again_ = true;
     }
     arrived_blobs_.clear(); // the weights hold them
-    return any;
 }
 
 absl::StatusOr<bool> Session::execute(const wire::Prepare & command) {
@@ -92,22 +92,38 @@ absl::StatusOr<bool> Session::execute(const wire::Prepare & command) {
     return true;
 }
 
-// One weight of the first graph that is to be prepared. False when nothing can be done now.
+// One weight of a graph that is to be prepared. False: nothing can be done until more arrives.
 bool Session::prepare_one() {
-    while (!preparing_.empty() && !failed_) {
-        const bool attached = attach_arrived();
-        if (!attached && !prepare_again_) return false;
-        const auto stored = graphs_.find(preparing_.front());
-        const auto graph =
-            stored == graphs_.end() ? absl::NotFoundError("") : wire::Graph::decode(stored->second.encoded);
-        auto prepared = graph.ok() ? PartGraph::prepare(*graph, memory_, weights_, device_.traits()) : graph.status();
-        prepare_again_ = !prepared.ok() || *prepared != PartGraph::Prepared::kWaits;
-        if (!prepare_again_) return false;
-        if (prepared.ok() && *prepared == PartGraph::Prepared::kOneMore) return true;
-        preparing_.pop_front();              // it is all there; or whoever runs it gets to know what is wrong
-        if (preparing_.empty()) return true; // somebody may wait for that
+    if (preparing_.empty() || failed_) return false;
+    attach_arrived();
+    if (!std::exchange(prepare_again_, false)) return false;
+    bool ended = false; // somebody may wait for that
+    for (auto graph = preparing_.begin(); graph != preparing_.end();) {
+        auto prepared = prepare(*graph);
+        if (absl::IsResourceExhausted(prepared.status())) {
+            executor_.forget_unused_blobs(); // the device may hold weights of them
+            prepared = prepare(*graph);
+        }
+        if (prepared.ok() && *prepared == PartGraph::Prepared::kOneMore) {
+            prepare_again_ = true;
+            return true;
+        }
+        if (prepared.ok() && *prepared == PartGraph::Prepared::kWaits) {
+            ++graph;
+            continue;
+        }
+        graph = preparing_.erase(graph); // all is there; or whoever runs it gets to know what is wrong
+        ended = true;
     }
-    return false;
+    prepare_again_ = ended;
+    return ended;
+}
+
+absl::StatusOr<PartGraph::Prepared> Session::prepare(const wire::GraphHash & hash) {
+    const auto stored = graphs_.find(hash);
+    if (stored == graphs_.end()) return absl::NotFoundError("it was forgotten");
+    STRATA_ASSIGN_OR_RETURN(const wire::Graph graph, wire::Graph::decode(stored->second.encoded));
+    return PartGraph::prepare(graph, memory_, weights_, device_.traits());
 }
 
 absl::StatusOr<bool> Session::execute(const wire::UnbindWeight & command) {

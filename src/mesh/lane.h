@@ -184,7 +184,7 @@ private:
     void start_read(Segment range, void * to);
     absl::Status run(const Plan & plan);
     void name_graph(const Part & part);
-    absl::Status rehearse(Captured & captured, std::unique_lock<std::mutex> & lock);
+    absl::Status rehearse(const CapturedGraph & graph, Plan plan, std::unique_lock<std::mutex> & lock);
     bool reads_came();
     std::optional<std::vector<Segment>> rows_of(const RowWrite & write) const;
     absl::Status mend(std::unique_lock<std::mutex> & lock);

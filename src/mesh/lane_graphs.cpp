@@ -65,7 +65,10 @@ absl::Status Lane::compute(const ggml_cgraph & graph) {
         captured->plan = plan_for(*captured->graph);
         captured->bindings = bindings_version_;
     }
-    if (loading_) return rehearse(*captured, lock);
+    if (loading_) {
+        const auto graph = captured->graph; // mend() may let others in, who capture more
+        return rehearse(*graph, captured->plan, lock);
+    }
     journal_.add(Journal::Graph{captured->graph});
     absl::Status ran = run(captured->plan);
     if (ran.ok() || !failed_.ok()) return ran;
@@ -73,25 +76,27 @@ absl::Status Lane::compute(const ggml_cgraph & graph) {
 }
 
 // Until all weights of the graph are ready at executors that live.
-absl::Status Lane::rehearse(Captured & captured, std::unique_lock<std::mutex> & lock) {
+absl::Status Lane::rehearse(const CapturedGraph & graph, Plan plan, std::unique_lock<std::mutex> & lock) {
+    std::vector<uint8_t> answers; // of which nothing but their coming is of interest
     while (true) {
-        const absl::Status ran = run(captured.plan);
+        const absl::Status ran = run(plan);
         if (ran.ok()) {
-            std::vector<uint8_t> answers(
-                captured.plan.parts.size()); // of which nothing but their coming is of interest
+            answers.resize(plan.parts.size());
             for (size_t i = 0; i < answers.size(); ++i) {
-                const Part & part = captured.plan.parts[i];
-                links_[part.executor]->add(wire::Prepare{part.hash, true});
-                links_[part.executor]->add_read({{buffers_.begin()->first, 1}}, {{&answers[i], 1}});
+                const Part & part = plan.parts[i];
+                Link & link = *links_[part.executor];
+                name_graph(part); // again, when all were forgotten since
+                link.add(wire::Prepare{part.hash, false});
+                link.add(wire::Prepare{part.hash, true});
+                link.add_read({{buffers_.begin()->first, 1}}, {{&answers[i], 1}});
             }
             flush();
             if (reads_came()) return absl::OkStatus();
         } else if (!broken_ && status_locked().ok()) {
             return fail(ran);
         }
-        STRATA_RETURN_IF_ERROR(mend(lock));
-        captured.plan = plan_for(*captured.graph);
-        captured.bindings = bindings_version_;
+        STRATA_RETURN_IF_ERROR(mend(lock)); // nobody writes to the answers after it
+        plan = plan_for(graph);
     }
 }
 

@@ -192,6 +192,7 @@ absl::Status Link::on_frame(const wire::Frame & frame) {
         case wire::FrameType::kResult:
             break;
         case wire::FrameType::kWelcome: {
+            if (welcomed_) return absl::InvalidArgumentError("a second welcome");
             STRATA_ASSIGN_OR_RETURN(welcome_, wire::Welcome::decode(frame.body()));
             welcomed_ = true;
             break;
