@@ -95,7 +95,7 @@ public:
         }
         Piece made{begin, end - begin, nullptr};
         STRATA_RETURN_IF_ERROR(use_.take(made.taken()));
-        if (const absl::Status allocated = allocate(made); !allocated.ok()) {
+        if (absl::Status allocated = allocate(made); !allocated.ok()) {
             use_.bytes -= made.taken();
             return allocated;
         }
