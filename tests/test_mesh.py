@@ -370,9 +370,11 @@ def test_bind_after_a_loss(daemon, tmp_path):
         assert answer(daemon) == expected
 
 
-def test_what_is_wrong_with_on_is_said(daemon, tmp_path):
+def test_what_is_wrong_with_on_is_said(daemon, mesh):
     daemon.cli("import", str(SMOLLM2), "--name", "smollm2")
-    for on, said in (("127.0.0.1:1", "127.0.0.1:1"), ("127.0.0.1:99999", "port"), (":7430", "host is missing")):
+    there = mesh.addresses[0]
+    for on, said in (("127.0.0.1:1", "127.0.0.1:1"), ("127.0.0.1:99999", "port"), (":7430", "host is missing"),
+                     (f"{there}/1", "there is no device 1 here, only 1"), (f"{there}/x", "the number of a device")):
         done = daemon.cli("run", "smollm2", "--on", on, "hello", check=False)
         assert done.returncode == 1 and said in done.stderr, done.stderr
     assert daemon.cli("run", "smollm2", "--max-tokens", "4", "hello").stdout.strip(), "the options were not kept"

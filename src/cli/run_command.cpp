@@ -251,7 +251,8 @@ void add_run_command(Commands & commands) {
         ->check(CLI::Range(int32_t{0}, INT32_MAX).description(""))
         ->type_name("N");
     app.add_option("--on", options->on,
-                   "Run the layers on these executors (`strata-engine executor`); reloads the model, which keeps it")
+                   "Run the layers on these executors (`strata-engine executor`), on their first device or, as in "
+                   "HOST:PORT/1, another one; reloads the model, which keeps it")
         ->type_name("HOST:PORT,...")
         ->delimiter(',')
         ->allow_extra_args(false);

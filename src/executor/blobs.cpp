@@ -17,6 +17,11 @@ namespace strata::executor {
 namespace {
 
 constexpr uintptr_t kPageBytes = 4096; // madvise takes whole pages
+#ifdef MADV_PAGEOUT
+constexpr int kGiveBack = MADV_PAGEOUT;
+#else
+constexpr int kGiveBack = MADV_DONTNEED; // where that is a hint
+#endif
 
 class UnnamedWriter : public BlobStore::Writer {
 public:
@@ -118,7 +123,7 @@ const ggml_tensor * Blob::in(ggml_backend_buffer_type_t buft, uint64_t offset, g
     // The file's pages are read again only when a peer asks for the blob; others need the memory now.
     const auto first = reinterpret_cast<uintptr_t>(begin) / kPageBytes * kPageBytes;
     // NOLINTNEXTLINE(performance-no-int-to-ptr): a page's begin
-    madvise(reinterpret_cast<void *>(first), reinterpret_cast<uintptr_t>(begin) + bytes - first, MADV_PAGEOUT);
+    madvise(reinterpret_cast<void *>(first), reinterpret_cast<uintptr_t>(begin) + bytes - first, kGiveBack);
     copied_bytes_ += ggml_backend_buffer_get_size(made->buffer.get());
     return (copies_[key(buft, offset, type, ne)] = std::move(made))->tensor;
 }
