@@ -87,6 +87,12 @@ public:
         tell(absl::CancelledError("crashed")); // even while it takes a frame
     }
 
+    // The world ends.
+    void forget() {
+        open_ = false;
+        handler_.reset();
+    }
+
     // Nothing goes any more; the handler learns of it soon.
     void end(const absl::Status & reason) {
         if (!open_) return;
@@ -214,6 +220,16 @@ void SimulatedNetwork::Machine::crash() {
     acceptor_.reset();
     for (const auto & end : std::exchange(ends_, {})) {
         if (const auto alive = end.lock()) alive->vanish();
+    }
+}
+
+// Connections and who handles them keep each other.
+SimulatedNetwork::~SimulatedNetwork() {
+    for (Machine & machine : machines_) {
+        machine.acceptor_.reset();
+        for (const auto & end : std::exchange(machine.ends_, {})) {
+            if (const auto alive = end.lock()) alive->forget();
+        }
     }
 }
 

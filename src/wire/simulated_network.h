@@ -18,6 +18,9 @@ class SimulatedNetwork {
 public:
     explicit SimulatedNetwork(Simulation & simulation)
         : simulation_(simulation) {}
+    ~SimulatedNetwork();
+    SimulatedNetwork(const SimulatedNetwork &) = delete;
+    SimulatedNetwork & operator=(const SimulatedNetwork &) = delete;
 
     class Machine : public Network {
     public:
