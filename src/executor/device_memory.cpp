@@ -1,5 +1,6 @@
 #include "base/text.h"
 #include "executor/memory.h"
+#include "executor/raw_tensor.h"
 
 #include <fmt/format.h>
 #include <ggml-cpp.h>
@@ -34,7 +35,7 @@ public:
                 piece = piece_at(offset);
             }
             const uint64_t here = std::min<uint64_t>(bytes.size(), piece->second.end() - offset);
-            ggml_tensor raw = raw_tensor(piece->second, offset, here);
+            ggml_tensor raw = piece->second.raw(offset, here);
             ggml_backend_tensor_set(&raw, bytes.data(), 0, here);
             offset += here;
             bytes = bytes.subspan(here);
@@ -60,7 +61,7 @@ public:
         for (auto piece = first_that_meets(offset); piece != pieces_.end() && piece->first < offset + bytes; ++piece) {
             const uint64_t begin = std::max(offset, piece->first);
             const uint64_t end = std::min(offset + bytes, piece->second.end());
-            const ggml_tensor raw = raw_tensor(piece->second, begin, end - begin);
+            const ggml_tensor raw = piece->second.raw(begin, end - begin);
             ggml_backend_tensor_get(&raw, copy->data() + (begin - offset), 0, end - begin);
         }
         return MappedBytes{*copy, copy};
@@ -100,8 +101,8 @@ public:
             return allocated;
         }
         for (auto piece = first; piece != last; ++piece) {
-            ggml_tensor from = raw_tensor(piece->second, piece->first, piece->second.bytes);
-            ggml_tensor to = raw_tensor(made, piece->first, piece->second.bytes);
+            ggml_tensor from = piece->second.raw(piece->first, piece->second.bytes);
+            ggml_tensor to = made.raw(piece->first, piece->second.bytes);
             ggml_backend_tensor_copy(&from, &to);
             ++use_.moves;
         }
@@ -130,6 +131,7 @@ private:
         uint8_t * at(uint64_t offset) const {
             return static_cast<uint8_t *>(ggml_backend_buffer_get_base(ggml.get())) + (offset - begin);
         }
+        ggml_tensor raw(uint64_t offset, uint64_t size) const { return raw_tensor(ggml.get(), at(offset), size); }
     };
     using Pieces = std::map<uint64_t, Piece>; // by offset
 
@@ -145,19 +147,6 @@ private:
         }
         ggml_backend_buffer_clear(piece.ggml.get(), 0);
         return absl::OkStatus();
-    }
-
-    // Bytes of a piece as ggml's functions want them.
-    static ggml_tensor raw_tensor(const Piece & piece, uint64_t offset, uint64_t bytes) {
-        ggml_tensor raw{};
-        raw.type = GGML_TYPE_I8;
-        std::ranges::fill(raw.ne, 1);
-        std::ranges::fill(raw.nb, bytes);
-        raw.ne[0] = static_cast<int64_t>(bytes);
-        raw.nb[0] = 1;
-        raw.buffer = piece.ggml.get();
-        raw.data = piece.at(offset);
-        return raw;
     }
 
     // The first piece with a byte at `offset` or after it.
@@ -177,7 +166,7 @@ private:
             const uint64_t end = std::min(offset + bytes, piece->second.end());
             for (uint64_t at = std::max(offset, piece->first); at < end; at += zeros.size()) {
                 const uint64_t here = std::min<uint64_t>(zeros.size(), end - at);
-                ggml_tensor raw = raw_tensor(piece->second, at, here);
+                ggml_tensor raw = piece->second.raw(at, here);
                 ggml_backend_tensor_set(&raw, zeros.data(), 0, here);
             }
         }

@@ -1,6 +1,7 @@
 #include "executor/host_node.h"
 
 #include "executor/limits.h"
+#include "executor/raw_tensor.h"
 
 #include <fmt/format.h>
 #include <ggml-cpp.h>
@@ -20,19 +21,6 @@ struct Copied {
     ggml_backend_buffer_ptr host;
 
     uint8_t * data() const { return static_cast<uint8_t *>(ggml_backend_buffer_get_base(host.get())); }
-
-    // The part of the range that begins at `from`, for ggml's functions.
-    ggml_tensor raw(uint8_t * from, size_t bytes) const {
-        ggml_tensor raw{};
-        raw.type = GGML_TYPE_I8;
-        std::ranges::fill(raw.ne, 1);
-        std::ranges::fill(raw.nb, bytes);
-        raw.ne[0] = static_cast<int64_t>(bytes);
-        raw.nb[0] = 1;
-        raw.buffer = device;
-        raw.data = from;
-        return raw;
-    }
 };
 
 bool on_device(const ggml_tensor & tensor) {
@@ -62,7 +50,7 @@ absl::Status fetch(Copied & range) {
     const auto bytes = static_cast<size_t>(range.end - range.begin);
     range.host.reset(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), bytes));
     if (range.host == nullptr) return absl::ResourceExhaustedError("no memory to compute a node on the host");
-    const ggml_tensor raw = range.raw(range.begin, bytes);
+    const ggml_tensor raw = raw_tensor(range.device, range.begin, bytes);
     ggml_backend_tensor_get(&raw, range.data(), 0, bytes);
     return absl::OkStatus();
 }
@@ -111,9 +99,8 @@ absl::Status compute_on_host(ggml_backend_t host, const ggml_tensor & node) {
     if (status != GGML_STATUS_SUCCESS) {
         return absl::InternalError(fmt::format("ggml on the host: {}", ggml_status_to_string(status)));
     }
-    const Copied & result = range_of(ranges, node);
     const size_t bytes = ggml_nbytes(&node);
-    ggml_tensor raw = result.raw(static_cast<uint8_t *>(node.data), bytes);
+    ggml_tensor raw = raw_tensor(node.buffer, static_cast<uint8_t *>(node.data), bytes);
     ggml_backend_tensor_set(&raw, copies[0].data, 0, bytes);
     return absl::OkStatus();
 }

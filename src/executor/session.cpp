@@ -350,16 +350,27 @@ absl::StatusOr<bool> Session::execute(const wire::ForgetGraphs &) {
     return true;
 }
 
+template <typename Function>
+auto Session::with_room(Function put) {
+    auto done = put();
+    if (!absl::IsResourceExhausted(done.status()) || device_.traits().memory == nullptr) return done;
+    executor_.forget_unused_blobs();
+    return put();
+}
+
+absl::StatusOr<PartGraph::Prepared> Session::prepare(const wire::GraphHash & hash) {
+    const auto stored = graphs_.find(hash);
+    if (stored == graphs_.end()) return absl::NotFoundError("it was forgotten");
+    STRATA_ASSIGN_OR_RETURN(const wire::Graph graph, wire::Graph::decode(stored->second.encoded));
+    return with_room([&] { return PartGraph::prepare(graph, memory_, weights_, device_.traits()); });
+}
+
 absl::Status Session::build(StoredGraph & stored) {
     stored.part.reset();
     attach_arrived();
     STRATA_ASSIGN_OR_RETURN(const wire::Graph graph, wire::Graph::decode(stored.encoded));
-    auto built = PartGraph::build(graph, memory_, weights_, device_.traits());
-    if (absl::IsResourceExhausted(built.status()) && device_.traits().memory != nullptr) {
-        executor_.forget_unused_blobs(); // the device may hold weights of them
-        built = PartGraph::build(graph, memory_, weights_, device_.traits());
-    }
-    STRATA_ASSIGN_OR_RETURN(stored.part, std::move(built));
+    STRATA_ASSIGN_OR_RETURN(stored.part,
+                            with_room([&] { return PartGraph::build(graph, memory_, weights_, device_.traits()); }));
     return absl::OkStatus();
 }
 

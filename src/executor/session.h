@@ -96,6 +96,9 @@ private:
     Outcome run_commands();
     bool prepare_one();
     void attach_arrived();
+    // What puts weights on a device, once more when the device is full of weights that nobody uses.
+    template <typename Function>
+    auto with_room(Function put);
     absl::StatusOr<PartGraph::Prepared> prepare(const wire::GraphHash & hash);
     absl::Status receive_blob(const wire::Frame & frame);
     absl::Status skip(const wire::Frame & frame);

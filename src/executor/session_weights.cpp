@@ -99,11 +99,7 @@ bool Session::prepare_one() {
     if (!std::exchange(prepare_again_, false)) return false;
     bool ended = false; // somebody may wait for that
     for (auto graph = preparing_.begin(); graph != preparing_.end();) {
-        auto prepared = prepare(*graph);
-        if (absl::IsResourceExhausted(prepared.status())) {
-            executor_.forget_unused_blobs(); // the device may hold weights of them
-            prepared = prepare(*graph);
-        }
+        const auto prepared = prepare(*graph);
         if (prepared.ok() && *prepared == PartGraph::Prepared::kOneMore) {
             prepare_again_ = true;
             return true;
@@ -117,13 +113,6 @@ bool Session::prepare_one() {
     }
     prepare_again_ = ended;
     return ended;
-}
-
-absl::StatusOr<PartGraph::Prepared> Session::prepare(const wire::GraphHash & hash) {
-    const auto stored = graphs_.find(hash);
-    if (stored == graphs_.end()) return absl::NotFoundError("it was forgotten");
-    STRATA_ASSIGN_OR_RETURN(const wire::Graph graph, wire::Graph::decode(stored->second.encoded));
-    return PartGraph::prepare(graph, memory_, weights_, device_.traits());
 }
 
 absl::StatusOr<bool> Session::execute(const wire::UnbindWeight & command) {
