@@ -185,8 +185,9 @@ TEST_F(Cli, ServeBecomesTheDaemonWithItsOptions) {
 
 TEST_F(Cli, WhatCannotBeWrittenIsAFailure) {
     start_daemon();
+    daemon_->log = "a line\n";
     for (const char * command : {"ls", "ls --json", "ps --json", "version", "--help", "ls --help", "--version",
-                                 "completion bash", "run m hi", "show nonesuch --json"}) {
+                                 "completion bash", "run m hi", "logs -f", "show nonesuch --json"}) {
         Program full({"/bin/sh", "-c", program_ + " " + command + " >/dev/full"}, environment_, Program::On::kPipes);
         EXPECT_EQ(full.wait(), 1) << command;
         EXPECT_THAT(full.err, HasSubstr("strata: cannot write to the standard output: No space left on device; free "))

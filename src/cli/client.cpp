@@ -113,8 +113,14 @@ absl::Status Client::stream(const Call & call, const OnMessage & on_message) {
     const InterruptScope interrupt([&context] { context.TryCancel(); });
     const auto reader = call(&context);
     Response message;
-    while (reader->Read(&message)) on_message(message);
-    return to_status(reader->Finish(), interrupt.interrupted());
+    bool wanted = true;
+    while (reader->Read(&message)) {
+        if (!wanted) continue;
+        wanted = on_message(message);
+        if (!wanted) context.TryCancel();
+    }
+    const grpc::Status status = reader->Finish();
+    return wanted || interrupt.interrupted() ? to_status(status, interrupt.interrupted()) : absl::OkStatus();
 }
 
 template <typename Call>
@@ -123,6 +129,7 @@ absl::StatusOr<v1::JobProgress> Client::job(const Call & call, const OnProgress 
     STRATA_RETURN_IF_ERROR(stream<v1::JobProgress>(call, [&](const v1::JobProgress & message) {
         last = message;
         if (!message.finished()) progress(message);
+        return true;
     }));
     if (!last.finished()) return absl::InternalError("the daemon ended the operation without a result; try it again");
     return last;
@@ -185,7 +192,11 @@ absl::StatusOr<v1::ListDeploymentsResponse> Client::list_deployments(bool all) {
 
 absl::Status Client::start_deployment(const v1::StartDeploymentRequest & request,
                                       const std::function<void(const v1::LoadProgress &)> & progress) {
-    return stream<v1::LoadProgress>([&](auto * context) { return deployments_->Start(context, request); }, progress);
+    return stream<v1::LoadProgress>([&](auto * context) { return deployments_->Start(context, request); },
+                                    [&](const v1::LoadProgress & message) {
+                                        progress(message);
+                                        return true;
+                                    });
 }
 
 absl::StatusOr<v1::StopDeploymentResponse> Client::stop_deployment(const v1::StopDeploymentRequest & request) {
@@ -193,9 +204,9 @@ absl::StatusOr<v1::StopDeploymentResponse> Client::stop_deployment(const v1::Sto
         [&](auto * context, auto * out) { return deployments_->Stop(context, request, out); }, false);
 }
 
-absl::Status Client::logs(const v1::LogsRequest & request, const std::function<void(const std::string &)> & text) {
+absl::Status Client::logs(const v1::LogsRequest & request, const std::function<bool(const std::string &)> & text) {
     return stream<v1::LogsResponse>([&](auto * context) { return deployments_->Logs(context, request); },
-                                    [&](const v1::LogsResponse & message) { text(message.text()); });
+                                    [&](const v1::LogsResponse & message) { return text(message.text()); });
 }
 
 absl::Status Client::serve(const v1::ServeRequest::Head & head,

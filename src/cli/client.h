@@ -40,7 +40,8 @@ public:
     absl::Status start_deployment(const v1::StartDeploymentRequest & request,
                                   const std::function<void(const v1::LoadProgress &)> & progress);
     absl::StatusOr<v1::StopDeploymentResponse> stop_deployment(const v1::StopDeploymentRequest & request);
-    absl::Status logs(const v1::LogsRequest & request, const std::function<void(const std::string &)> & text);
+    // Until `text` wants no more.
+    absl::Status logs(const v1::LogsRequest & request, const std::function<bool(const std::string &)> & text);
 
     // One request to a model's API. `part` gets the answer piece by piece; an error from it cancels the request and is
     // returned.

@@ -257,6 +257,7 @@ absl::StatusOr<int> logs(const Context & context, const LogOptions & options) {
         const size_t end = context.output.json ? pending.rfind('\n') + 1 : pending.size();
         print_log(context.output, pending.substr(0, end));
         pending.erase(0, end);
+        return Output::written().ok(); // else the end of the program says what failed
     });
     if (!pending.empty()) print_log(context.output, pending);
     // Ctrl-C is how following ends.

@@ -163,11 +163,12 @@ private:
             out->set_was_stopped(self->was_stopped);
             return grpc::Status::OK;
         }
-        grpc::Status Logs(grpc::ServerContext *, const v1::LogsRequest *,
+        grpc::Status Logs(grpc::ServerContext * context, const v1::LogsRequest * request,
                           grpc::ServerWriter<v1::LogsResponse> * out) override {
             v1::LogsResponse message;
             message.set_text(self->log);
             out->Write(message);
+            while (request->follow() && !context->IsCancelled()) std::this_thread::sleep_for(std::chrono::milliseconds(5));
             return grpc::Status::OK;
         }
         grpc::Status Serve(grpc::ServerContext * context,
