@@ -149,7 +149,7 @@ int run_quantize(const QuantizeCommand & command) {
     const Report report(command.json);
     const auto order = order_of(command);
     if (!order.ok()) return report.failed(order.status(), kWrongUse);
-    const auto address = wire::Address::parse(command.executor, wire::kDefaultExecutorPort);
+    const auto address = Address::parse(command.executor, wire::kDefaultExecutorPort);
     if (!address.ok()) return report.failed(address.status(), kWrongUse);
 
     wire::TcpNetwork network;

@@ -10,20 +10,6 @@
 
 namespace strata::layers::testing {
 
-TempFolder::TempFolder() {
-    // In memory where that can be: a test can't see whether a sync reached a disk, and hundreds of them take long.
-    const std::filesystem::path memory = "/dev/shm";
-    const bool usable = ::access(memory.c_str(), W_OK) == 0;
-    std::string form = ((usable ? memory : std::filesystem::temp_directory_path()) / "strata-test-XXXXXX").native();
-    if (::mkdtemp(form.data()) == nullptr) std::abort();
-    path_ = form;
-}
-
-TempFolder::~TempFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-}
-
 FakeModel FakeModel::make(const std::string & seed, size_t blocks, size_t layer_bytes) {
     FakeModel model;
     for (size_t i = 0; i < blocks + 3; ++i) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "base/temp_folder_testing.h"
 #include "layers/store.h"
 
 #include <gtest/gtest.h>
@@ -12,17 +13,7 @@
 // What the tests of the store share. Layers here are arbitrary bytes: the store does not look into them.
 namespace strata::layers::testing {
 
-// A folder of its own that goes away with it.
-class TempFolder {
-public:
-    TempFolder();
-    ~TempFolder();
-    TempFolder(const TempFolder &) = delete;
-    const std::filesystem::path & path() const { return path_; }
-
-private:
-    std::filesystem::path path_;
-};
+using strata::testing::TempFolder;
 
 // A model as its layers' bytes: "head", "embedding", blocks, "tail". Each layer but the head has two tensors.
 struct FakeModel {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "base/address.h"
 #include "base/status.h"
 
 #include <cstdint>
@@ -8,16 +9,6 @@
 #include <vector>
 
 namespace strata::wire {
-
-struct Address {
-    std::string host; // a name, IPv4 or IPv6 address, without brackets
-    uint16_t port = 0;
-
-    // "host:port", "[::1]:port", "host" (with default_port, unless that is 0).
-    static absl::StatusOr<Address> parse(std::string_view text, uint16_t default_port);
-    std::string to_string() const;
-    bool is_loopback() const;
-};
 
 // One of an executor's devices: "host:port/1"; the first, when nothing is said.
 struct DeviceAddress {
