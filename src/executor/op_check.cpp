@@ -14,8 +14,8 @@
 // otherwise what the constructor in ggml.c promises. Kernels take for granted above all:
 // - that a tensor that its shape says to be contiguous has the stride nb[1] between its rows (Checker::even_rows),
 // - that result and sources have the types of the one combination that the dispatch on src0's type has in mind.
-// Sources that overlap the result make wrong numbers only, except where an index or an order is read: see
-// OpRule::index.
+// Sources that overlap the result make wrong numbers only, except where an index or an order is read (OpRule::index),
+// and where memory is copied (copies_memory).
 
 namespace strata::executor {
 
@@ -825,6 +825,43 @@ absl::Status check_sources(const ggml_tensor & node, const OpRule & rule) {
     return absl::OkStatus();
 }
 
+// Kernels that call memcpy from a source to the result, which must not overlap unless they are the same.
+bool copies_memory(ggml_op op) {
+    switch (op) {
+    case GGML_OP_DUP:
+    case GGML_OP_CPY:
+    case GGML_OP_CONT:
+    case GGML_OP_ACC:
+    case GGML_OP_SET:
+    case GGML_OP_CONCAT:
+    case GGML_OP_NORM:
+    case GGML_OP_RMS_NORM:
+    case GGML_OP_L2_NORM:
+    case GGML_OP_SCALE:
+    case GGML_OP_SET_ROWS:
+    case GGML_OP_DIAG_MASK_INF:
+    case GGML_OP_DIAG_MASK_ZERO:
+    case GGML_OP_SSM_SCAN:
+    case GGML_OP_GATED_DELTA_NET:
+    case GGML_OP_ADD_REL_POS:
+        return true;
+    default:
+        return false;
+    }
+}
+
+// Each source lies under the result, element by element, or elsewhere.
+void check_copies(Checker & checker, const ggml_tensor & node) {
+    for (int i = 0; i < GGML_MAX_SRC; ++i) {
+        const ggml_tensor * src = node.src[i];
+        const bool unread = node.op == GGML_OP_CPY && i == 1; // names the result's memory
+        if (src == nullptr || unread) continue;
+        const bool same = src->data == node.data && src->type == node.type &&
+                          std::equal(std::begin(src->nb), std::end(src->nb), std::begin(node.nb));
+        if (!same) checker.apart_from_dst(i);
+    }
+}
+
 template <typename T>
 absl::Status check_row(const IndexRule & rule, const char * row, int64_t number) {
     absl::flat_hash_set<int64_t> seen;
@@ -885,6 +922,7 @@ absl::Status check_op(const ggml_tensor & node) {
     Checker checker(node);
     rule->check(checker);
     if (rule->index >= 0) checker.apart_from_dst(rule->index);
+    if (copies_memory(node.op)) check_copies(checker, node);
     return checker.status();
 }
 

@@ -387,6 +387,22 @@ TEST(OpCheck, AResultMustNotLieOverItsIndices) {
     }
 }
 
+TEST(OpCheck, WhatIsCopiedMustNotLieHalfOverItsCopy) {
+    std::array<float, 4096> memory{};
+    for (const std::string_view name : {"concat 2", "cpy to another shape", "cont of permuted heads", "scale", "rms_norm"}) {
+        OwnedNode node = make_node(recipe(name));
+        auto & source = const_cast<ggml_tensor &>(*node.node().src[0]);
+        node.node().data = memory.data();
+        source.data = memory.data() + 2;
+        EXPECT_THAT(refusal(node), HasSubstr("dst overlaps src0")) << name;
+        source.data = reinterpret_cast<char *>(memory.data()) + ggml_nbytes(&node.node());
+        EXPECT_EQ(check_op(node.node()), absl::OkStatus()) << name;
+    }
+    OwnedNode in_place = make_node(recipe("scale in place"));
+    in_place.node().data = const_cast<ggml_tensor *>(in_place.node().src[0])->data = memory.data();
+    EXPECT_EQ(check_op(in_place.node()), absl::OkStatus());
+}
+
 // The values of the index that a recipe's node has, and what check_indices says to them.
 template <typename T>
 absl::Status check_values(std::string_view name, std::vector<T> values, bool repacked = false) {

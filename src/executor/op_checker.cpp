@@ -116,7 +116,7 @@ std::string operand_name(Operand i) {
 }
 
 bool spans_meet(const ggml_tensor & a, const ggml_tensor & b) {
-    if (a.data == nullptr || b.data == nullptr) return false;
+    if (a.data == nullptr || b.data == nullptr || ggml_is_empty(&a) || ggml_is_empty(&b)) return false;
     const auto start_a = reinterpret_cast<uintptr_t>(a.data);
     const auto start_b = reinterpret_cast<uintptr_t>(b.data);
     return start_a < start_b + ggml_nbytes(&b) && start_b < start_a + ggml_nbytes(&a);
