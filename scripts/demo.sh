@@ -17,42 +17,32 @@ export PATH=$root/build/release/bin:$PATH
 echo "${dim}ready after $((SECONDS - begin)) s$reset"
 
 # A home of its own, so that the demo never meets a daemon of yours.
-export STRATA_HOME=$root/build/demo
+home=$root/build/demo
 model=smollm2
-port=7421
-step "a daemon on this machine"
-strata stop --daemon >/dev/null 2>&1 || true # of an earlier demo
-executors=()
-cleanup() {
-  strata stop --daemon >/dev/null 2>&1 || true
-  for pid in "${executors[@]}"; do kill "$pid" 2>/dev/null || true; done
-}
-trap cleanup EXIT
-strata serve --detach --listen "127.0.0.1:$port"
+strata --home "$home" down >/dev/null 2>&1 || true # of an earlier demo
+trap 'strata --home "$home" down >/dev/null 2>&1 || true' EXIT
+step "a cluster of three nodes, as if on three machines: certificates on every connection"
+strata --home "$home" up --nodes 3 >/dev/null
+export STRATA_HOME=$home/up/node-1
+url=http://127.0.0.11:7420
+strata nodes
 
-step "import the model: one blob per layer, each named by its hash"
+step "import the model on the first node: one blob per layer, each named by its hash"
 strata import "$models/smollm2-135m-instruct-q4_1.gguf" --name "$model"
 strata ls
 
+step "spread its layers over the nodes"
+strata deploy "$model"
+strata ps
+
 question='Write two sentences about the sea.'
 step "ask it over its OpenAI API: $question"
-scripts/ask.py "http://127.0.0.1:$port" "$model" "$question"
+scripts/ask.py "$url" "$model" "$question"
 
-step "what is running"
-strata ps
-
-step "the same model over three executors, as if on three machines"
-addresses=127.0.0.1:7441,127.0.0.1:7442,127.0.0.1:7443
-for address in ${addresses//,/ }; do
-  strata-engine executor --listen "$address" --threads 1 >>"$STRATA_HOME/executors.log" 2>&1 &
-  executors+=($!)
-  disown # its end is no news for this shell
-done
-strata run "$model" --on "$addresses" --max-tokens 1 "Hello" >/dev/null
-strata ps
 question='Write a story about the sea.'
-step "one of them is killed in the middle of a sentence, and the sentence goes on: $question"
-scripts/ask.py "http://127.0.0.1:$port" "$model" "$question" "${executors[1]}"
+step "the executor of a node is killed in the middle of a sentence, and the sentence goes on: $question"
+victim=$(sed -n 's/.*executor node-2 on .* (process \([0-9]*\)).*/\1/p' "$home/up/node-2/logs/stratad.log" | tail -1)
+scripts/ask.py "$url" "$model" "$question" "$victim"
 strata ps
 
 cat <<TEXT
@@ -60,5 +50,5 @@ cat <<TEXT
 ${bold}Try next$reset (with PATH=$root/build/release/bin:\$PATH)
   strata run $models/smollm2-135m-instruct-q4_1.gguf      a conversation in the terminal
   strata show ${model}                                        what a model is made of
-  strata serve                                            the API on http://127.0.0.1:7420
+  strata up; strata down                                  a cluster on this machine, to try
 TEXT

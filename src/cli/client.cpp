@@ -136,11 +136,52 @@ absl::StatusOr<v1::JobProgress> Client::job(const Call & call, const OnProgress 
 }
 
 absl::StatusOr<v1::Node> Client::node() {
-    STRATA_ASSIGN_OR_RETURN(const auto response, unary<v1::ListNodesResponse>([&](auto * context, auto * out) {
-                                return cluster_->ListNodes(context, {}, out);
-                            }));
+    STRATA_ASSIGN_OR_RETURN(const auto response, list_nodes());
     if (response.nodes().empty()) return absl::InternalError("the daemon does not say who it is");
     return response.nodes(0);
+}
+
+absl::StatusOr<v1::ListNodesResponse> Client::list_nodes() {
+    return unary<v1::ListNodesResponse>(
+        [&](auto * context, auto * out) { return cluster_->ListNodes(context, {}, out); });
+}
+
+absl::StatusOr<v1::Node> Client::join(const v1::JoinRequest & request) {
+    STRATA_ASSIGN_OR_RETURN(
+        const auto response,
+        unary<v1::JoinResponse>([&](auto * context, auto * out) { return cluster_->Join(context, request, out); },
+                                false));
+    return response.node();
+}
+
+absl::StatusOr<v1::LeaveResponse> Client::leave() {
+    return unary<v1::LeaveResponse>([&](auto * context, auto * out) { return cluster_->Leave(context, {}, out); });
+}
+
+absl::StatusOr<v1::CreateTokenResponse> Client::create_token(const v1::CreateTokenRequest & request) {
+    return unary<v1::CreateTokenResponse>(
+        [&](auto * context, auto * out) { return cluster_->CreateToken(context, request, out); });
+}
+
+absl::StatusOr<v1::ListTokensResponse> Client::list_tokens() {
+    return unary<v1::ListTokensResponse>(
+        [&](auto * context, auto * out) { return cluster_->ListTokens(context, {}, out); });
+}
+
+absl::Status Client::revoke_token(const std::string & id) {
+    v1::RevokeTokenRequest request;
+    request.set_id(id);
+    return unary<v1::RevokeTokenResponse>(
+               [&](auto * context, auto * out) { return cluster_->RevokeToken(context, request, out); })
+        .status();
+}
+
+absl::Status Client::remove_node(const std::string & name) {
+    v1::RemoveNodeRequest request;
+    request.set_name(name);
+    return unary<v1::RemoveNodeResponse>(
+               [&](auto * context, auto * out) { return cluster_->RemoveNode(context, request, out); })
+        .status();
 }
 
 absl::StatusOr<v1::ListModelsResponse> Client::list_models() {

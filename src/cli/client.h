@@ -23,7 +23,14 @@ public:
     // kUnavailable when nothing listens on the socket.
     static absl::StatusOr<Client> connect(const Home & home);
 
-    absl::StatusOr<v1::Node> node();
+    absl::StatusOr<v1::Node> node(); // the daemon's
+    absl::StatusOr<v1::ListNodesResponse> list_nodes();
+    absl::StatusOr<v1::Node> join(const v1::JoinRequest & request);
+    absl::StatusOr<v1::LeaveResponse> leave();
+    absl::StatusOr<v1::CreateTokenResponse> create_token(const v1::CreateTokenRequest & request);
+    absl::StatusOr<v1::ListTokensResponse> list_tokens();
+    absl::Status revoke_token(const std::string & id);
+    absl::Status remove_node(const std::string & name);
 
     absl::StatusOr<v1::ListModelsResponse> list_models();
     absl::StatusOr<v1::ShowModelResponse> show_model(std::string_view model, bool tensors);

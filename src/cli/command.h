@@ -57,6 +57,7 @@ void add_embed_command(Commands & commands);       // embed
 void add_transfer_commands(Commands & commands);   // import, pull
 void add_model_commands(Commands & commands);      // ls, show, verify, rm, gc
 void add_deployment_commands(Commands & commands); // ps, stop, logs
+void add_cluster_commands(Commands & commands);    // nodes, node, token, join, leave, deploy, ...
 void add_program_commands(Commands & commands);    // serve, version, completion
 
 } // namespace strata::cli

@@ -10,6 +10,8 @@
 namespace strata::cli {
 
 struct LoadWish {
+    static constexpr int32_t kAllNodes = -1;
+
     std::string model;
     std::optional<int32_t> context_tokens = {}; // none: the options stay as they are; 0: all are the defaults again
     bool keep = false;                          // never unload it for being idle
@@ -18,6 +20,7 @@ struct LoadWish {
     int32_t lanes = 0;                          // 0: as many as executors
     std::string on_loss = {};                   // of an executor
     std::string tls = {};                       // folder of certificates
+    int32_t nodes = 0;                          // of the cluster, instead of `on`
 };
 
 // Has the daemon load a model, with a bar when that takes a while. Returns at once when it is loaded as wished.

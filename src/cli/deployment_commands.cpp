@@ -279,6 +279,7 @@ absl::Status load_model(const Context & context, Client & client, const LoadWish
     if (!wish.on_loss.empty()) request.mutable_options()->set_on_loss(wish.on_loss);
     if (!wish.tls.empty()) request.mutable_options()->set_tls(std::filesystem::absolute(wish.tls));
     for (const double share : wish.split) request.mutable_options()->add_split(share);
+    request.set_nodes(wish.nodes);
     Progress progress(context.output);
     constexpr uint64_t kSteps = 1000;
     return client.start_deployment(request, [&](const v1::LoadProgress & message) {

@@ -168,7 +168,8 @@ private:
             v1::LogsResponse message;
             message.set_text(self->log);
             out->Write(message);
-            while (request->follow() && !context->IsCancelled()) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+            while (request->follow() && !context->IsCancelled())
+                std::this_thread::sleep_for(std::chrono::milliseconds(5));
             return grpc::Status::OK;
         }
         grpc::Status Serve(grpc::ServerContext * context,

@@ -66,6 +66,7 @@ int run(int argc, char ** argv) {
     add_transfer_commands(commands);
     add_model_commands(commands);
     add_deployment_commands(commands);
+    add_cluster_commands(commands);
     add_program_commands(commands);
 
     if (argc == 1) {

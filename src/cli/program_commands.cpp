@@ -23,6 +23,8 @@ struct DaemonOption {
 // What stratad takes; it checks the values.
 constexpr DaemonOption kDaemonOptions[] = {
     {"--listen", "ADDRESS:PORT", "Of the HTTP API; loopback only; port 0 picks one"},
+    {"--cluster", "ADDRESS[:PORT]", "Begin a cluster that other nodes join there; default port 7421, and the next one"},
+    {"--executor-threads", "N", "With which this node works on the models of its cluster; 0: one for each core"},
     {"--idle-timeout", "TIME", "Unload a model after this time without requests (\"10m\"); 0: never"},
     {"--max-loaded", "N", "Models loaded at once; the one used longest ago goes; 0: any"},
     {"--drain", "TIME", "What running requests get to end when the daemon is stopped"},
@@ -44,6 +46,7 @@ absl::Status report_started(const Context & context, std::string_view what) {
     } else {
         context.output.line(fmt::format("{}: {}, process {}, log {}", what, safe_text(node.http_address()), node.pid(),
                                         daemon_log(context.home).native()));
+        if (!node.cluster().empty()) context.output.note("`strata token create` prints how other machines join");
     }
     return absl::OkStatus();
 }

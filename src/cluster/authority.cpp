@@ -228,6 +228,22 @@ absl::StatusOr<std::vector<v1::NodeState>> Authority::nodes() {
     return nodes;
 }
 
+absl::StatusOr<std::vector<std::string>> Authority::removed() {
+    STRATA_ASSIGN_OR_RETURN(const Listing listing, store_.list(kRemoved));
+    std::vector<std::string> admissions;
+    Transaction old;
+    for (const Entry & entry : listing.entries) {
+        STRATA_ASSIGN_OR_RETURN(const auto record, decode<v1::RemovedState>(entry));
+        if (record.value.until_unix_ms() > now_ms()) {
+            admissions.push_back(entry.key.substr(std::string_view(kRemoved).size()));
+        } else if (old.removals.size() < limits::kTransactionKeys) {
+            old.removals.push_back(entry.key);
+        }
+    }
+    if (!old.removals.empty()) STRATA_RETURN_IF_ERROR(store_.commit(old).status());
+    return admissions;
+}
+
 absl::Status Authority::remove_node(std::string_view name) {
     const auto node =
         check_node_name(name).ok() ? read<v1::NodeState>(store_, key_of(kNodes, name)) : absl::NotFoundError("");

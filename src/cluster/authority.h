@@ -53,6 +53,8 @@ public:
     // A new certificate for a member.
     absl::StatusOr<std::string> renew(const Subject & subject, std::string_view request);
     absl::StatusOr<std::vector<v1::NodeState>> nodes();
+    // Admissions of nodes whose certificates have not run out yet, but count no more.
+    absl::StatusOr<std::vector<std::string>> removed();
     // Its certificates count no more. kNotFound.
     absl::Status remove_node(std::string_view name);
 

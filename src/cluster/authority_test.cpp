@@ -15,6 +15,7 @@ namespace {
 using std::chrono::hours;
 using std::chrono::milliseconds;
 using strata::testing::TempFolder;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -165,6 +166,7 @@ TEST_F(AuthorityTest, a_removed_node_is_no_member) {
     ASSERT_TRUE(authority_->remove_node("node").ok());
     EXPECT_TRUE(absl::IsUnauthenticated(authority_->check_member(first)));
     EXPECT_TRUE(absl::IsUnauthenticated(authority_->renew(first, request_).status()));
+    EXPECT_THAT(authority_->removed().value(), ElementsAre(first.admission));
     EXPECT_TRUE(absl::IsNotFound(authority_->remove_node("node")));
     EXPECT_TRUE(absl::IsNotFound(authority_->remove_node("../ca")));
     // Its name is free, but not for its old certificate.
@@ -172,6 +174,8 @@ TEST_F(AuthorityTest, a_removed_node_is_no_member) {
     EXPECT_EQ(second.name, "node");
     EXPECT_TRUE(authority_->check_member(second).ok());
     EXPECT_TRUE(absl::IsUnauthenticated(authority_->check_member(first)));
+    runtime_.later = hours(24 * 31); // by then they have run out
+    EXPECT_EQ(authority_->removed()->size(), 0);
 }
 
 TEST_F(AuthorityTest, certificates_are_renewed) {

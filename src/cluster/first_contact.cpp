@@ -119,7 +119,7 @@ absl::StatusOr<FirstContact> fetch_ca(const Address & address, const Digest & pi
             return absl::UnavailableError(fmt::format("{} answers, but not as a node of a cluster does", peer));
         }
         if (!wait_for(fd.get(), error == SSL_ERROR_WANT_READ ? POLLIN : POLLOUT, until)) {
-            return absl::DeadlineExceededError(fmt::format("{} takes the connection, but says nothing", peer));
+            return absl::UnavailableError(fmt::format("{} takes the connection, but says nothing", peer));
         }
     }
     const STACK_OF(X509) * chain = SSL_get_peer_cert_chain(ssl.get());

@@ -2,7 +2,7 @@
 
 #include "base/check.h"
 #include "base/database.h"
-#include "base/text.h"
+#include "cluster/keys.h"
 #include "cluster/limits.h"
 
 #include <fmt/format.h>
@@ -14,7 +14,6 @@
 #include <list>
 #include <map>
 #include <mutex>
-#include <set>
 #include <utility>
 
 namespace strata::cluster {
@@ -36,46 +35,6 @@ constexpr std::array kMigrations = {
     "CREATE TABLE numbers (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;"
     "INSERT INTO numbers VALUES ('revision', 0), ('forgotten', 0);",
 };
-
-// The first key behind all that begin with the prefix. Keys are ASCII, so that there is one.
-std::string behind(std::string_view prefix) {
-    std::string key(prefix);
-    if (key.empty()) return "\x7f";
-    key.back() = static_cast<char>(key.back() + 1);
-    return key;
-}
-
-absl::Status check_key(std::string_view key) {
-    const bool fits = !key.empty() && key.size() <= limits::kKeyBytes &&
-                      std::all_of(key.begin(), key.end(), [](char c) { return c > ' ' && c < '\x7f'; });
-    if (fits) return absl::OkStatus();
-    return absl::InvalidArgumentError(fmt::format("\"{}\" can't be a key of the state store: 1 to {} visible ASCII "
-                                                  "characters can",
-                                                  printable(key), limits::kKeyBytes));
-}
-
-absl::Status check(const Transaction & transaction) {
-    std::set<std::string_view> written;
-    const auto check_written = [&](const std::string & key) -> absl::Status {
-        STRATA_RETURN_IF_ERROR(check_key(key));
-        if (written.insert(key).second) return absl::OkStatus();
-        return absl::InvalidArgumentError(fmt::format("{} is written twice in one transaction", key));
-    };
-    if (transaction.conditions.size() + transaction.puts.size() + transaction.removals.size() >
-        limits::kTransactionKeys) {
-        return absl::InvalidArgumentError(fmt::format("a transaction has at most {} keys", limits::kTransactionKeys));
-    }
-    for (const auto & condition : transaction.conditions) STRATA_RETURN_IF_ERROR(check_key(condition.key));
-    for (const auto & put : transaction.puts) {
-        STRATA_RETURN_IF_ERROR(check_written(put.key));
-        if (put.value.size() > limits::kValueBytes) {
-            return absl::InvalidArgumentError(fmt::format("the value of {} has {} bytes, the limit is {}", put.key,
-                                                          put.value.size(), limits::kValueBytes));
-        }
-    }
-    for (const std::string & key : transaction.removals) STRATA_RETURN_IF_ERROR(check_written(key));
-    return absl::OkStatus();
-}
 
 absl::Status lease_is_gone(int64_t lease) {
     return absl::NotFoundError(fmt::format("lease {} has ended", lease));
@@ -162,10 +121,7 @@ public:
     }
 
     absl::StatusOr<int64_t> grant_lease(int64_t ttl_ms) override {
-        if (ttl_ms < limits::kShortestLeaseMs || ttl_ms > limits::kLongestLeaseMs) {
-            return absl::InvalidArgumentError(fmt::format("a lease takes {} to {} ms, not {}", limits::kShortestLeaseMs,
-                                                          limits::kLongestLeaseMs, ttl_ms));
-        }
+        STRATA_RETURN_IF_ERROR(check_lease_time(ttl_ms));
         const std::lock_guard lock(leases_mutex_);
         if (leases_.size() >= limits::kLeases) {
             return absl::ResourceExhaustedError(fmt::format("there are {} leases already", leases_.size()));

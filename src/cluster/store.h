@@ -50,7 +50,8 @@ struct Transaction {
 };
 
 // What a cluster knows: a map from keys to values, with a revision that grows with each transaction that changes
-// something. Thread-safe. Calls block, for a disk or a network: none of them belongs on an event loop.
+// something. Thread-safe. Calls block, for a disk or a network: none of them belongs on an event loop. A store that
+// can't be reached is kUnavailable; reads have tried all its servers by then.
 class Store {
 public:
     virtual ~Store() = default;
@@ -59,7 +60,8 @@ public:
     virtual absl::StatusOr<Listing> list(std::string_view prefix) = 0;
 
     // Returns the revision at which the writes happened; kAborted: a condition does not hold, nothing happened.
-    // What was committed is on the disk. kNotFound: a lease is not there.
+    // What was committed is on the disk. kNotFound: a lease is not there. kUnavailable: the store was lost on the way,
+    // and the writes happened or not.
     virtual absl::StatusOr<int64_t> commit(const Transaction & transaction) = 0;
 
     // A lease ends when nobody has renewed it for `ttl_ms`, and takes its keys along. A store that was not running

@@ -1,10 +1,15 @@
 // What every state store must do. Each test runs with each store.
 #include "base/temp_folder_testing.h"
+#include "cluster/etcd_store.h"
+#include "cluster/etcd_testing.h"
 #include "cluster/limits.h"
 #include "cluster/sqlite_store.h"
+#include "etcd/rpc.grpc.pb.h"
 
 #include <fmt/format.h>
 #include <gmock/gmock.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
 #include <gtest/gtest.h>
 
 #include <condition_variable>
@@ -40,6 +45,23 @@ public:
 
 private:
     TempFolder folder_;
+};
+
+// A part of an etcd of three members, which all tests share.
+class EtcdPlace final : public Place {
+public:
+    absl::StatusOr<std::unique_ptr<Store>> open() override {
+        return open_etcd_store({cluster().endpoints(), {}, prefix_});
+    }
+
+private:
+    static EtcdCluster & cluster() {
+        static EtcdCluster cluster(3);
+        return cluster;
+    }
+
+    static inline int places_ = 0;
+    const std::string prefix_ = fmt::format("place-{}/", ++places_);
 };
 
 struct Kind {
@@ -297,7 +319,8 @@ TEST_P(StoreTest, a_watch_may_use_the_store) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Stores, StoreTest,
-                         ::testing::Values(Kind{"sqlite", [] { return std::make_unique<SqlitePlace>(); }}),
+                         ::testing::Values(Kind{"sqlite", [] { return std::make_unique<SqlitePlace>(); }},
+                                           Kind{"etcd", [] { return std::make_unique<EtcdPlace>(); }}),
                          [](const auto & tested) { return std::string(tested.param.name); });
 
 // ------------------------------------------------------------------------------------------------ SQLite alone
@@ -346,6 +369,100 @@ TEST_F(SqliteStoreTest, a_damaged_file_is_refused) {
     const auto opened = SqliteStore::open(folder_.path() / "cluster.db", Runtime::real());
     EXPECT_TRUE(absl::IsDataLoss(opened.status())) << opened.status();
     EXPECT_THAT(std::string(opened.status().message()), HasSubstr("backup"));
+}
+
+// ------------------------------------------------------------------------------------------------ etcd alone
+
+constexpr std::chrono::milliseconds kShort{500};
+
+TEST(EtcdStoreTest, survives_the_loss_of_each_member) {
+    EtcdCluster cluster(3);
+    const EtcdOptions options{cluster.endpoints(), {}, "strata/"};
+    const auto store = open_etcd_store(options).value();
+    Told told;
+    const auto watch = store->watch("counter", 0, told.changes(), told.ended()).value();
+    int committed = 0, unknown = 0;
+    const auto count_up = [&] {
+        const auto entry = store->get("counter");
+        ASSERT_TRUE(entry.ok()) << entry.status();
+        const int64_t revision = *entry ? (*entry)->revision : 0;
+        const int next = *entry ? std::stoi((*entry)->value) + 1 : 1;
+        const auto done =
+            store->commit({.conditions = {{"counter", revision}}, .puts = {{"counter", std::to_string(next)}}});
+        if (done.ok()) {
+            ++committed;
+        } else {
+            ASSERT_TRUE(absl::IsUnavailable(done.status()) || absl::IsAborted(done.status())) << done.status();
+            ++unknown;
+        }
+    };
+    const auto kept = store->grant_lease(60'000).value();
+    for (size_t member = 0; member < 3; ++member) {
+        for (int i = 0; i < 20; ++i) count_up();
+        cluster.kill(member);
+        for (int i = 0; i < 20; ++i) count_up();
+        EXPECT_TRUE(store->renew_lease(kept).ok());
+        cluster.restart(member);
+        // Until it takes part again, no other one may go.
+        const auto back = open_etcd_store({{cluster.endpoints()[member]}, {}, "strata/"});
+        ASSERT_TRUE(back.ok()) << back.status();
+    }
+    const int last = std::stoi((**store->get("counter")).value);
+    EXPECT_GE(last, committed);
+    EXPECT_LE(last, committed + unknown);
+    EXPECT_GT(committed, 100);
+    // Every change was told, once.
+    for (int i = 1; i <= last; ++i) ASSERT_EQ(told.next(), fmt::format("counter={}", i));
+}
+
+TEST(EtcdStoreTest, speaks_tls) {
+    const EtcdCluster cluster(1, true);
+    const auto store = open_etcd_store({cluster.endpoints(), cluster.tls(), "strata/"});
+    ASSERT_TRUE(store.ok()) << store.status();
+    ASSERT_TRUE((*store)->commit({.puts = {{"a", "1"}}}).ok());
+    EXPECT_EQ((**(*store)->get("a")).value, "1");
+    EXPECT_TRUE(absl::IsUnavailable(open_etcd_store({cluster.endpoints(), {}, "strata/", kShort}).status()));
+}
+
+TEST(EtcdStoreTest, what_was_compacted_ends_a_watch) {
+    const EtcdCluster cluster(1);
+    const auto store = open_etcd_store({cluster.endpoints(), {}, "strata/"}).value();
+    int64_t revision = 0;
+    for (int i = 0; i < 5; ++i) revision = store->commit({.puts = {{"a", std::to_string(i)}}}).value();
+    const auto kv =
+        etcdserverpb::KV::NewStub(grpc::CreateChannel(cluster.endpoints()[0], grpc::InsecureChannelCredentials()));
+    grpc::ClientContext context;
+    etcdserverpb::CompactionRequest request;
+    request.set_revision(revision);
+    etcdserverpb::CompactionResponse response;
+    ASSERT_TRUE(kv->Compact(&context, request, &response).ok());
+    Told old;
+    const auto too_old = store->watch("", revision - 3, old.changes(), old.ended());
+    if (too_old.ok()) { // etcd says it a moment later
+        EXPECT_EQ(old.next(), "ended");
+    }
+    EXPECT_TRUE(too_old.ok() || absl::IsOutOfRange(too_old.status())) << too_old.status();
+    Told told;
+    const auto watch = store->watch("", revision, told.changes(), told.ended()).value();
+    ASSERT_TRUE(store->commit({.puts = {{"a", "new"}}}).ok());
+    EXPECT_EQ(told.next(), "a=new");
+}
+
+TEST(EtcdStoreTest, one_that_is_not_there_says_so) {
+    const auto opened = open_etcd_store({{"127.0.0.1:1"}, {}, "strata/", kShort});
+    EXPECT_TRUE(absl::IsUnavailable(opened.status())) << opened.status();
+    EXPECT_THAT(std::string(opened.status().message()), HasSubstr("127.0.0.1:1"));
+}
+
+TEST(EtcdOptionsTest, are_a_url) {
+    const auto options = EtcdOptions::parse("etcd://a:1,[::1]:2,c/mine");
+    ASSERT_TRUE(options.ok()) << options.status();
+    EXPECT_THAT(options->endpoints, ElementsAre("a:1", "[::1]:2", "c:2379"));
+    EXPECT_EQ(options->prefix, "mine/");
+    EXPECT_EQ(EtcdOptions::parse("etcd://a")->prefix, "strata/");
+    for (const char * bad : {"", "etcd://", "http://a", "etcd://a,,b", "etcd://a/b c", "etcd://a b"}) {
+        EXPECT_FALSE(EtcdOptions::parse(bad).ok()) << bad;
+    }
 }
 
 } // namespace

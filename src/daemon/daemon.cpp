@@ -4,11 +4,15 @@
 #include "daemon/catalog.h"
 #include "daemon/cluster_service.h"
 #include "daemon/deployments_service.h"
+#include "daemon/executor_keeper.h"
 #include "daemon/home_lock.h"
 #include "daemon/jobs.h"
 #include "daemon/limits.h"
+#include "daemon/membership.h"
 #include "daemon/metrics.h"
 #include "daemon/models_service.h"
+#include "daemon/peers.h"
+#include "daemon/relay_service.h"
 #include "daemon/serve_relay.h"
 #include "daemon/state.h"
 #include "daemon/supervisor.h"
@@ -66,11 +70,22 @@ public:
         supervision.idle_timeout = options_.idle_timeout;
         supervision.max_loaded = options_.max_loaded;
         supervisor_ = std::make_unique<Supervisor>(loop_, *workers_, supervision, options_.home, *store_, *catalog_,
-                                                   *state_, *metrics_);
+                                                   *state_, peers_, *metrics_);
         jobs_ = std::make_unique<JobRunner>(loop_, options_.engine_program, *metrics_);
-        cluster_ = std::make_unique<ClusterService>(options_.home, *store_, loop_, *workers_);
+        executor_ = std::make_unique<ExecutorKeeper>(loop_, options_.home, options_.engine_program,
+                                                     STRATA_ENGINE_BUILD_STRING, *state_);
+        membership_ = std::make_unique<Membership>(
+            options_.home, *state_, Runtime::real(), peers_,
+            Membership::Events{
+                .joined = [this](const auto & joined, const auto & identity) { keep_executor(joined, identity); },
+                .left = [this] { boost::asio::post(loop_, [this] { executor_->shut_down([] {}); }); },
+                .describe_self = [this] { return describe_self(); }});
+        relay_ = std::make_unique<RelayService>(*membership_, *supervisor_);
+        membership_->answer_with(*relay_);
+        cluster_ = std::make_unique<ClusterService>(options_.home, *store_, *membership_, loop_, *workers_);
         models_ = std::make_unique<ModelsService>(options_.home, *store_, *catalog_, *supervisor_, *jobs_, *workers_);
-        deployments_ = std::make_unique<DeploymentsService>(options_.home, *catalog_, *supervisor_, loop_);
+        deployments_ =
+            std::make_unique<DeploymentsService>(options_.home, *catalog_, *supervisor_, *membership_, loop_);
 
         // What comes in before the loop runs waits for it, so that engines are adopted before the first request is
         // routed; and a port that is taken is found before an engine is touched.
@@ -78,6 +93,7 @@ public:
         STRATA_ASSIGN_OR_RETURN(http_, gateway::Server::start(options_.http, *supervisor_, *registry_,
                                                               grpc_->InProcessChannel(grpc::ChannelArguments())));
         cluster_->set_http_address(http_->url());
+        STRATA_RETURN_IF_ERROR(membership_->start(options_.cluster));
         STRATA_RETURN_IF_ERROR(supervisor_->restore());
         signals_.async_wait([this](const auto & error, int number) { on_signal(error, number); });
         loop_thread_ = std::thread([this] { loop_.run(); });
@@ -95,10 +111,15 @@ public:
         http_->drain();
         std::promise<void> engines_ended;
         std::promise<void> jobs_ended;
+        std::promise<void> executor_ended;
         jobs_->shut_down([&] { jobs_ended.set_value(); });
-        supervisor_->shut_down(drain, [&] { engines_ended.set_value(); });
+        // This node's engines may work over its executor to the end.
+        supervisor_->shut_down(drain, [&] {
+            engines_ended.set_value();
+            executor_->shut_down([&] { executor_ended.set_value(); });
+        });
         const auto last = std::chrono::steady_clock::now() + drain + limits::kTermination + kLastAnswers;
-        for (std::promise<void> * ended : {&engines_ended, &jobs_ended}) {
+        for (std::promise<void> * ended : {&engines_ended, &jobs_ended, &executor_ended}) {
             if (ended->get_future().wait_until(last) == std::future_status::ready) continue;
             spdlog::error("a process does not end, not even when killed; leaving it behind");
             spdlog::shutdown();
@@ -132,6 +153,24 @@ private:
         return absl::OkStatus();
     }
 
+    void keep_executor(const SavedMembership & joined, const std::filesystem::path & identity) {
+        const auto address = Address::parse(joined.address, kClusterPort);
+        if (!address.ok()) return; // the membership listens there
+        boost::asio::post(
+            loop_, [this, wish = ExecutorKeeper::Wish{executor_address(*address).to_string(), joined.name, identity,
+                                                      options_.executor_threads}] { executor_->keep(wish); });
+    }
+
+    v1::Node describe_self() const {
+        v1::Node node = cluster_->self();
+        const auto address = Address::parse(membership_->membership().address, kClusterPort);
+        if (executor_->running() && address.ok()) {
+            node.set_executor_address(executor_address(*address).to_string());
+        }
+        for (v1::ServedModel & model : supervisor_->serving()) *node.add_serving() = std::move(model);
+        return node;
+    }
+
     void on_signal(const boost::system::error_code & error, int number) {
         if (error) return;
         signals_.async_wait([this](const auto & again, int next) { on_signal(again, next); });
@@ -143,6 +182,7 @@ private:
         spdlog::warn("signal {} again: ending at once", number);
         supervisor_->kill_all();
         jobs_->kill_all();
+        executor_->kill_now();
         spdlog::shutdown();
         std::_Exit(1);
     }
@@ -152,7 +192,8 @@ private:
         if (http_) http_->stop();
         if (!started_ && supervisor_) supervisor_->shut_down(milliseconds(0), [] {}); // what came in early is refused
         // Calls that are still open are cancelled, and need the loop and the workers for their end.
-        if (grpc_ && !loop_thread_.joinable()) loop_thread_ = std::thread([this] { loop_.run(); });
+        if ((grpc_ || membership_) && !loop_thread_.joinable()) loop_thread_ = std::thread([this] { loop_.run(); });
+        if (membership_) membership_->stop();
         if (grpc_) grpc_->Shutdown(std::chrono::system_clock::now());
         if (workers_) workers_->join();
         grpc_.reset();
@@ -179,8 +220,12 @@ private:
     std::unique_ptr<Catalog> catalog_;
     std::unique_ptr<Metrics> metrics_;
     std::unique_ptr<boost::asio::thread_pool> workers_;
+    Peers peers_;
     std::unique_ptr<Supervisor> supervisor_;
     std::unique_ptr<JobRunner> jobs_;
+    std::unique_ptr<ExecutorKeeper> executor_;
+    std::unique_ptr<RelayService> relay_;
+    std::unique_ptr<Membership> membership_;
     std::unique_ptr<ClusterService> cluster_;
     std::unique_ptr<ModelsService> models_;
     std::unique_ptr<DeploymentsService> deployments_;

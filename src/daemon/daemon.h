@@ -14,6 +14,8 @@ namespace strata::daemon {
 struct DaemonOptions {
     Home home;
     gateway::ServerOptions http;
+    std::string cluster;      // "address[:port]" for the other nodes: begins a cluster when this node is in none
+    int executor_threads = 0; // 0: one for each core
     std::filesystem::path engine_program;
     std::chrono::milliseconds idle_timeout{std::chrono::minutes(10)}; // 0: never
     int max_loaded = 3;                                               // 0: no limit

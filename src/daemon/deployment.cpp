@@ -26,11 +26,6 @@ namespace {
 // How long what broke off waits for the news of how its engine ended.
 constexpr milliseconds kExitNews{3000};
 
-milliseconds backoff_after(int failures) {
-    const int doublings = std::min(failures - 1, 10);
-    return std::min(limits::kFirstBackoff * (1 << doublings), limits::kLongestBackoff);
-}
-
 bool same(const v1::ServeOptions & a, const v1::ServeOptions & b) {
     return google::protobuf::util::MessageDifferencer::Equals(a, b);
 }
@@ -551,7 +546,7 @@ void Deployment::process_gone() {
 void Deployment::crashed(const std::string & how) {
     ++failures_in_row_;
     const bool again = keep_ || failures_in_row_ <= limits::kFailuresInRow;
-    const milliseconds pause = backoff_after(failures_in_row_);
+    const milliseconds pause = limits::backoff_after(failures_in_row_);
     last_error_ = how;
     spdlog::error(
         "{}; {}", how,

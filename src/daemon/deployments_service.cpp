@@ -1,7 +1,9 @@
 #include "daemon/deployments_service.h"
 
+#include "base/version.h"
 #include "daemon/limits.h"
 #include "daemon/log_file.h"
+#include "daemon/placement.h"
 #include "daemon/serve_relay.h"
 #include "daemon/stream_writer.h"
 #include "daemon/timer.h"
@@ -115,15 +117,32 @@ grpc::ServerWriteReactor<v1::LoadProgress> * DeploymentsService::Start(grpc::Cal
         }
     };
     observer->done = [writer](const absl::Status & status) { writer->finish(to_grpc(status)); };
-    std::optional<v1::ServeOptions> options;
-    if (request->has_options()) options = request->options();
+    auto options = options_of(*request);
+    if (!options.ok()) {
+        writer->finish(to_grpc(options.status()));
+        return writer.get();
+    }
     const std::string & model = request->model();
     writer->on_cancel([this, writer, model, observer] {
         supervisor_.forget(model, observer);
         writer->finish(grpc::Status::CANCELLED);
     });
-    supervisor_.start(model, std::move(options), request->keep(), observer);
+    supervisor_.start(model, *std::move(options), request->keep(), observer);
     return writer.get();
+}
+
+absl::StatusOr<std::optional<v1::ServeOptions>>
+DeploymentsService::options_of(const v1::StartDeploymentRequest & request) const {
+    std::optional<v1::ServeOptions> options;
+    if (request.has_options()) options = request.options();
+    if (request.nodes() == 0) return options;
+    if (!options) options.emplace();
+    STRATA_ASSIGN_OR_RETURN(const auto executors, choose_executors(membership_.nodes(), membership_.membership().name,
+                                                                   STRATA_ENGINE_BUILD_STRING, request.nodes()));
+    options->clear_on();
+    for (const std::string & executor : executors) options->add_on(executor);
+    options->set_tls(membership_.identity());
+    return options;
 }
 
 grpc::ServerUnaryReactor * DeploymentsService::Stop(grpc::CallbackServerContext * context,
@@ -160,7 +179,7 @@ grpc::ServerWriteReactor<v1::LogsResponse> * DeploymentsService::Logs(grpc::Call
 
 grpc::ServerBidiReactor<v1::ServeRequest, v1::ServeResponse> *
 DeploymentsService::Serve(grpc::CallbackServerContext * context) {
-    return ServeRelay::make(supervisor_, *context);
+    return ServeRelay::make(supervisor_, *context, false);
 }
 
 } // namespace strata::daemon

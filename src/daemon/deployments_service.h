@@ -2,20 +2,25 @@
 
 #include "base/home.h"
 #include "daemon/catalog.h"
+#include "daemon/membership.h"
 #include "daemon/supervisor.h"
 #include "strata/v1/deployments.grpc.pb.h"
 
 #include <boost/asio/io_context.hpp>
+
+#include <optional>
 
 namespace strata::daemon {
 
 // Models being served, over gRPC.
 class DeploymentsService final : public v1::Deployments::CallbackService {
 public:
-    DeploymentsService(const Home & home, Catalog & catalog, Supervisor & supervisor, boost::asio::io_context & loop)
+    DeploymentsService(const Home & home, Catalog & catalog, Supervisor & supervisor, const Membership & membership,
+                       boost::asio::io_context & loop)
         : home_(home)
         , catalog_(catalog)
         , supervisor_(supervisor)
+        , membership_(membership)
         , loop_(loop) {}
 
     grpc::ServerUnaryReactor * List(grpc::CallbackServerContext * context, const v1::ListDeploymentsRequest * request,
@@ -30,9 +35,13 @@ public:
     Serve(grpc::CallbackServerContext * context) override;
 
 private:
+    // The options that the request asks for; none: as remembered.
+    absl::StatusOr<std::optional<v1::ServeOptions>> options_of(const v1::StartDeploymentRequest & request) const;
+
     const Home home_;
     Catalog & catalog_;
     Supervisor & supervisor_;
+    const Membership & membership_;
     boost::asio::io_context & loop_;
 };
 

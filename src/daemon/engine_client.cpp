@@ -83,7 +83,8 @@ public:
         : request_(std::move(request))
         , handler_(std::move(handler)) {}
 
-    void start(v1::Engine::Stub & stub, std::shared_ptr<ServeStream> self) {
+    template <typename Stub>
+    void start(Stub & stub, std::shared_ptr<ServeStream> self) {
         self_ = std::move(self);
         stub.async()->Serve(&context_, this);
         StartWriteLast(&request_, grpc::WriteOptions());
@@ -151,6 +152,12 @@ void EngineClient::load(v1::LoadRequest request, std::function<void(v1::LoadProg
 
 std::shared_ptr<EngineCall> EngineClient::serve(v1::ServeRequest request,
                                                 std::shared_ptr<AnswerHandler> handler) const {
+    auto stream = std::make_shared<ServeStream>(std::move(request), std::move(handler));
+    stream->start(*stub_, stream);
+    return stream;
+}
+
+std::shared_ptr<EngineCall> NodeClient::serve(v1::ServeRequest request, std::shared_ptr<AnswerHandler> handler) const {
     auto stream = std::make_shared<ServeStream>(std::move(request), std::move(handler));
     stream->start(*stub_, stream);
     return stream;

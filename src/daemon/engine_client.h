@@ -1,6 +1,7 @@
 #pragma once
 
 #include "base/status.h"
+#include "strata/v1/deployments.grpc.pb.h"
 #include "strata/v1/engine.grpc.pb.h"
 
 #include <grpcpp/channel.h>
@@ -31,9 +32,17 @@ public:
     virtual void on_done(absl::Status status) = 0;
 };
 
+// Where requests are answered.
+class ServeTarget {
+public:
+    virtual ~ServeTarget() = default;
+    virtual std::shared_ptr<EngineCall> serve(v1::ServeRequest request,
+                                              std::shared_ptr<AnswerHandler> handler) const = 0;
+};
+
 // The control socket of one engine process. All calls return at once and their callbacks come from gRPC's few threads,
 // so that open streams cost memory only. Thread-safe; calls under way go on when the client goes away.
-class EngineClient {
+class EngineClient final : public ServeTarget {
 public:
     explicit EngineClient(const std::filesystem::path & socket);
 
@@ -42,13 +51,28 @@ public:
     void get_status(std::chrono::milliseconds timeout, bool wait, StatusDone done) const;
     void load(v1::LoadRequest request, std::function<void(v1::LoadProgress)> progress,
               std::function<void(absl::Status)> done) const;
-    std::shared_ptr<EngineCall> serve(v1::ServeRequest request, std::shared_ptr<AnswerHandler> handler) const;
+    std::shared_ptr<EngineCall> serve(v1::ServeRequest request, std::shared_ptr<AnswerHandler> handler) const override;
 
     // Calls of all clients whose last callback has not returned. At 0 no callback is running or will come.
     static int calls_under_way();
 
 private:
     std::unique_ptr<v1::Engine::Stub> stub_;
+};
+
+// The daemon of another node. Thread-safe, as EngineClient is.
+class NodeClient final : public ServeTarget {
+public:
+    NodeClient(std::string name, const std::shared_ptr<grpc::Channel> & channel)
+        : name_(std::move(name))
+        , stub_(v1::Deployments::NewStub(channel)) {}
+
+    const std::string & name() const { return name_; }
+    std::shared_ptr<EngineCall> serve(v1::ServeRequest request, std::shared_ptr<AnswerHandler> handler) const override;
+
+private:
+    const std::string name_;
+    std::unique_ptr<v1::Deployments::Stub> stub_;
 };
 
 } // namespace strata::daemon

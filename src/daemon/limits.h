@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -36,12 +37,19 @@ inline constexpr std::chrono::milliseconds kSweep = std::chrono::milliseconds(50
 
 inline constexpr std::chrono::milliseconds kFirstBackoff = std::chrono::milliseconds(500);
 inline constexpr std::chrono::milliseconds kLongestBackoff = std::chrono::seconds(30);
+// The pause before the next start, after so many failures in a row (1, 2, ...).
+inline std::chrono::milliseconds backoff_after(int failures) {
+    return std::min(kFirstBackoff * (1 << std::min(failures - 1, 10)), kLongestBackoff);
+}
 // An engine that ran this long was healthy: the next failure starts with the first back-off again.
 inline constexpr std::chrono::milliseconds kHealthy = std::chrono::minutes(1);
 // After this many failures in a row a deployment that is not kept is left stopped until it is asked for again.
 inline constexpr int kFailuresInRow = 5;
 // How long a request may wait for a place among the loaded models before a busy one is drained to make room.
 inline constexpr std::chrono::milliseconds kPlacePatience = std::chrono::seconds(10);
+
+// Models that a node tells the others of.
+inline constexpr size_t kServedModels = 32;
 
 inline constexpr size_t kRunningJobs = 2;
 inline constexpr size_t kWaitingJobs = 16;

@@ -1,10 +1,10 @@
 // stratad: serves the models of a home over HTTP and gRPC.
 #include "base/api_error.h"
+#include "base/duration.h"
 #include "base/home.h"
 #include "base/text.h"
 #include "base/version.h"
 #include "daemon/daemon.h"
-#include "daemon/duration.h"
 #include "daemon/logging.h"
 
 #include <CLI/CLI.hpp>
@@ -66,8 +66,8 @@ absl::Status parse_listen(const std::string & text, strata::gateway::ServerOptio
 
 absl::Status serve(const Arguments & arguments, DaemonOptions options) {
     STRATA_RETURN_IF_ERROR(parse_listen(arguments.listen, options.http));
-    STRATA_ASSIGN_OR_RETURN(options.idle_timeout, strata::daemon::parse_duration(arguments.idle_timeout));
-    STRATA_ASSIGN_OR_RETURN(const auto drain, strata::daemon::parse_duration(arguments.drain));
+    STRATA_ASSIGN_OR_RETURN(options.idle_timeout, strata::parse_duration(arguments.idle_timeout));
+    STRATA_ASSIGN_OR_RETURN(const auto drain, strata::parse_duration(arguments.drain));
     options.home = strata::Home::find(arguments.home);
     options.engine_program =
         arguments.engine.empty() ? beside_this_program("strata-engine") : std::filesystem::absolute(arguments.engine);
@@ -116,6 +116,14 @@ int main(int argc, char ** argv) {
     app.add_option("--home", arguments.home, "Folder of models, state and logs [$STRATA_HOME, ~/.local/share/strata]");
     app.add_option("--listen", arguments.listen, "Address and port of the HTTP API; loopback only; port 0 picks one")
         ->envname("STRATA_LISTEN")
+        ->capture_default_str();
+    app.add_option("--cluster", options.cluster,
+                   "Begin a cluster that other nodes join at this address, ADDRESS[:PORT], by default port 7421; the "
+                   "next port is its executor's")
+        ->envname("STRATA_CLUSTER");
+    app.add_option("--executor-threads", options.executor_threads,
+                   "Threads with which this node works on the models of its cluster; 0: one for each core")
+        ->check(CLI::Range(0, 1024))
         ->capture_default_str();
     app.add_option("--allow-host", options.http.allow_hosts,
                    "Name that a Host or Origin header may carry besides loopback's; may be repeated")

@@ -1,6 +1,6 @@
 // The parts of the daemon that need no daemon: state, logs, processes, the words of job processes, names.
+#include "base/duration.h"
 #include "daemon/catalog.h"
-#include "daemon/duration.h"
 #include "daemon/home_lock.h"
 #include "daemon/jobs.h"
 #include "daemon/limits.h"

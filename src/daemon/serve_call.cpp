@@ -31,7 +31,7 @@ void ServeCall::cancel() {
     });
 }
 
-void ServeCall::start(const EngineClient & engine) {
+void ServeCall::start(const ServeTarget & target) {
     const auto left = duration_cast<milliseconds>(deadline_ - std::chrono::steady_clock::now());
     v1::ServeRequest message;
     v1::ServeRequest::Head & head = *message.mutable_head();
@@ -43,7 +43,7 @@ void ServeCall::start(const EngineClient & engine) {
     request_ = {};
 
     // Parts of the answer may come before serve() returns; a cancel in between finds the call at the end of this.
-    std::shared_ptr<EngineCall> running = engine.serve(std::move(message), shared_from_this());
+    std::shared_ptr<EngineCall> running = target.serve(std::move(message), shared_from_this());
     bool left_meanwhile = false;
     {
         const std::lock_guard lock(mutex_);

@@ -51,8 +51,8 @@ public:
     Deadline deadline() const { return deadline_; }
     size_t body_bytes() const { return body_bytes_; }
     void set_owner(CallOwner * owner) { owner_ = owner; }
-    // Sends the request to the engine; once.
-    void start(const EngineClient & engine);
+    // Sends the request to the engine, or to another node; once.
+    void start(const ServeTarget & target);
     // Ends a call that has no engine (any more): with an error, as a whole answer or as the last event of a stream; or
     // without a word when the client has left. Does nothing after the end.
     // `field` is the one of the request that is wrong.

@@ -26,8 +26,8 @@ size_t size_of(const v1::ServeResponse & part) {
 
 } // namespace
 
-ServeRelay * ServeRelay::make(gateway::Backend & backend, grpc::CallbackServerContext & context) {
-    std::shared_ptr<ServeRelay> relay(new ServeRelay(backend, context));
+ServeRelay * ServeRelay::make(gateway::Backend & backend, grpc::CallbackServerContext & context, bool relayed) {
+    std::shared_ptr<ServeRelay> relay(new ServeRelay(backend, context, relayed));
     relay->self_ = relay;
     relay->StartRead(&relay->request_);
     return relay.get();
@@ -41,7 +41,9 @@ void ServeRelay::OnReadDone(bool ok) {
     v1::ServeRequest::Head head = std::move(*request_.mutable_head());
     request_.Clear();
     gateway::ApiRequest request;
-    request.id = head.request_id().empty() ? next_id() : head.request_id();
+    // Another node's id may be one of ours as well.
+    request.id = head.request_id().empty() || relayed_ ? next_id() : head.request_id();
+    request.relayed = relayed_;
     request.method = head.method().empty() ? "POST" : head.method();
     request.path = head.path();
     const auto refuse = [&](int status, std::string_view message) {

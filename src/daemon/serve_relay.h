@@ -18,16 +18,18 @@ namespace strata::daemon {
 class ServeRelay final : public grpc::ServerBidiReactor<v1::ServeRequest, v1::ServeResponse>,
                          public gateway::ResponseSink {
 public:
-    static ServeRelay * make(gateway::Backend & backend, grpc::CallbackServerContext & context);
+    // `relayed`: the client is another node.
+    static ServeRelay * make(gateway::Backend & backend, grpc::CallbackServerContext & context, bool relayed);
     ~ServeRelay() override { --alive_; }
 
     // Requests whose end has not reached its client yet. Thread-safe.
     static int under_way() { return alive_; }
 
 private:
-    ServeRelay(gateway::Backend & backend, grpc::CallbackServerContext & context)
+    ServeRelay(gateway::Backend & backend, grpc::CallbackServerContext & context, bool relayed)
         : backend_(backend)
-        , context_(context) {
+        , context_(context)
+        , relayed_(relayed) {
         ++alive_;
     }
 
@@ -47,6 +49,7 @@ private:
 
     gateway::Backend & backend_;
     grpc::CallbackServerContext & context_;
+    const bool relayed_;
     v1::ServeRequest request_;
     std::shared_ptr<ServeRelay> self_; // until OnDone
 

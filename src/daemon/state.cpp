@@ -22,6 +22,9 @@ constexpr std::array kMigrations = {
     "  model TEXT PRIMARY KEY, pid INTEGER NOT NULL, start_ticks INTEGER NOT NULL, boot_id TEXT NOT NULL,"
     "  socket TEXT NOT NULL, build TEXT NOT NULL, model_digest TEXT NOT NULL) WITHOUT ROWID;"
     "CREATE TABLE sequences (name TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;",
+    "CREATE TABLE membership ("
+    "  only INTEGER PRIMARY KEY CHECK (only = 1), cluster TEXT NOT NULL, name TEXT NOT NULL, address TEXT NOT NULL,"
+    "  leader TEXT NOT NULL);",
 };
 
 class SqliteState final : public StateStore {
@@ -96,6 +99,22 @@ public:
 
     absl::Status forget_engine(const std::string & model) override {
         return database_->query("DELETE FROM engines WHERE model = ?", {model}).status();
+    }
+
+    absl::StatusOr<SavedMembership> membership() override {
+        STRATA_ASSIGN_OR_RETURN(const auto rows,
+                                database_->query("SELECT cluster, name, address, leader FROM membership"));
+        if (rows.empty()) return SavedMembership{};
+        const Row & row = rows[0];
+        return SavedMembership{Database::text(row[0]), Database::text(row[1]), Database::text(row[2]),
+                               Database::text(row[3])};
+    }
+
+    absl::Status save(const SavedMembership & membership) override {
+        return database_
+            ->query("INSERT OR REPLACE INTO membership (only, cluster, name, address, leader) VALUES (1, ?, ?, ?, ?)",
+                    {membership.cluster, membership.name, membership.address, membership.leader})
+            .status();
     }
 
     absl::StatusOr<int64_t> next_number(const std::string & sequence) override {

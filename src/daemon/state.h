@@ -28,6 +28,14 @@ struct SavedEngine {
     std::string model_digest;
 };
 
+// The cluster that this node belongs to.
+struct SavedMembership {
+    std::string cluster; // its name; empty: none
+    std::string name;    // of the node
+    std::string address; // where this daemon answers the others, "host:port"
+    std::string leader;  // where the one answers that has the cluster's state; empty: this one has it
+};
+
 // What outlives the daemon. Thread-safe. A change is on the disk when the call returns, as far as a killed process
 // goes; a power failure may take the last ones.
 class StateStore {
@@ -41,6 +49,9 @@ public:
     virtual absl::StatusOr<std::vector<SavedEngine>> engines() = 0;
     virtual absl::Status save(const SavedEngine & engine) = 0; // replaces by model
     virtual absl::Status forget_engine(const std::string & model) = 0;
+
+    virtual absl::StatusOr<SavedMembership> membership() = 0;
+    virtual absl::Status save(const SavedMembership & membership) = 0;
 
     // A number that no call has returned before, also not to an earlier daemon.
     virtual absl::StatusOr<int64_t> next_number(const std::string & sequence) = 0;

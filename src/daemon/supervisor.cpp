@@ -3,6 +3,7 @@
 #include "base/check.h"
 #include "base/text.h"
 #include "daemon/limits.h"
+#include "daemon/utf8.h"
 #include "gateway/api_error.h"
 
 #include <boost/asio/post.hpp>
@@ -36,9 +37,12 @@ bool wants_text(std::string_view path) {
 } // namespace
 
 Supervisor::Supervisor(boost::asio::io_context & loop, boost::asio::thread_pool & workers, SupervisorOptions options,
-                       Home home, layers::Store & store, Catalog & catalog, StateStore & state, Metrics & metrics)
+                       Home home, layers::Store & store, Catalog & catalog, StateStore & state, Peers & peers,
+                       Metrics & metrics)
     : options_(std::move(options))
     , catalog_(catalog)
+    , peers_(peers)
+    , remote_calls_(loop)
     , context_{loop,
                workers,
                std::move(home),
@@ -92,6 +96,10 @@ std::shared_ptr<gateway::ApiCall> Supervisor::serve(gateway::ApiRequest request,
 void Supervisor::route(const std::shared_ptr<ServeCall> & call) {
     const auto refuse_model = [&call](int status, const std::string & why) { call->fail(status, why, {}, "model"); };
     const auto facts = model_for(call->request());
+    if (const auto node = better_place(call->request(), facts)) {
+        remote_calls_.run(call, node);
+        return;
+    }
     if (!facts.ok()) {
         refuse_model(gateway::http_status_of(facts.status().code()), std::string(facts.status().message()));
         return;
@@ -109,6 +117,19 @@ void Supervisor::route(const std::shared_ptr<ServeCall> & call) {
         return;
     }
     target.submit(call, *facts);
+}
+
+// Another node that has the model loaded, when this one has not.
+std::shared_ptr<const NodeClient> Supervisor::better_place(const gateway::ApiRequest & request,
+                                                           const absl::StatusOr<ModelFacts> & facts) {
+    if (request.relayed || request.model.empty() || context_.shutting_down) return nullptr;
+    if (!facts.ok()) {
+        const auto name = layers::ModelName::parse(request.model);
+        return name.ok() ? peers_.serving(name->to_string(), {}) : nullptr;
+    }
+    const auto here = deployments_.find(facts->full_name);
+    if (here != deployments_.end() && here->second->state() != v1::Deployment::STATE_STOPPED) return nullptr;
+    return peers_.serving(facts->full_name, facts->digest.to_string());
 }
 
 absl::StatusOr<ModelFacts> Supervisor::model_for(const gateway::ApiRequest & request) {
@@ -145,7 +166,37 @@ std::vector<gateway::ModelSummary> Supervisor::models() {
         summaries.push_back({model.full_name, model.imported_unix_ms / 1000, model.architecture, model.parameters,
                              model.size_bytes, model.context_tokens, ready_.count(model.full_name) != 0});
     }
+    for (const v1::ServedModel & model : peers_.models()) {
+        const auto same = std::find_if(summaries.begin(), summaries.end(),
+                                       [&](const auto & summary) { return summary.name == model.name(); });
+        if (same != summaries.end()) {
+            same->ready = true;
+            continue;
+        }
+        summaries.push_back({model.name(), model.created_unix_ms() / 1000, model.architecture(),
+                             static_cast<uint64_t>(model.parameters()), static_cast<uint64_t>(model.size_bytes()),
+                             static_cast<uint64_t>(model.context_tokens()), true});
+    }
     return summaries;
+}
+
+std::vector<v1::ServedModel> Supervisor::serving() {
+    const auto models = catalog_.models();
+    std::vector<v1::ServedModel> served;
+    const std::lock_guard lock(ready_mutex_);
+    for (const ModelFacts & model : *models) {
+        if (ready_.count(model.full_name) == 0 || served.size() >= limits::kServedModels) continue;
+        v1::ServedModel & entry = served.emplace_back();
+        entry.set_name(model.full_name);
+        entry.set_digest(model.digest.to_string());
+        entry.set_architecture(valid_utf8(model.architecture));
+        entry.set_parameters(static_cast<int64_t>(model.parameters));
+        entry.set_size_bytes(static_cast<int64_t>(model.size_bytes));
+        entry.set_context_tokens(static_cast<int64_t>(model.context_tokens));
+        entry.set_created_unix_ms(model.imported_unix_ms);
+        entry.set_embeds(model.embeds);
+    }
+    return served;
 }
 
 // ------------------------------------------------------------------------------------------------ control
@@ -171,7 +222,15 @@ void Supervisor::start(std::string model, std::optional<v1::ServeOptions> option
                                       observer = std::move(observer)] {
         const auto facts = catalog_.resolve(model);
         if (!facts.ok()) {
-            observer->done(facts.status());
+            const auto name = layers::ModelName::parse(model);
+            const bool elsewhere = name.ok() && !options && !keep && peers_.serving(name->to_string(), {}) != nullptr;
+            if (elsewhere) {
+                v1::LoadProgress ready;
+                ready.set_fraction(1);
+                ready.set_ready(true);
+                observer->progress(ready);
+            }
+            observer->done(elsewhere ? absl::OkStatus() : facts.status());
             return;
         }
         deployment(facts->name).start(options, keep, observer);
@@ -360,6 +419,7 @@ void Supervisor::shut_down(milliseconds drain, std::function<void()> done) {
         context_.shutting_down = true;
         shut_down_done_ = done;
         for (const auto & [name, deployment] : deployments_) deployment->stop(drain, {});
+        remote_calls_.drain(drain);
         finish_shut_down();
     });
 }

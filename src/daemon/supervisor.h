@@ -3,6 +3,8 @@
 #include "daemon/catalog.h"
 #include "daemon/deployment.h"
 #include "daemon/metrics.h"
+#include "daemon/peers.h"
+#include "daemon/remote_calls.h"
 #include "daemon/timer.h"
 #include "gateway/backend.h"
 
@@ -35,7 +37,7 @@ struct SupervisorOptions {
 class Supervisor final : public gateway::Backend, private Places {
 public:
     Supervisor(boost::asio::io_context & loop, boost::asio::thread_pool & workers, SupervisorOptions options, Home home,
-               layers::Store & store, Catalog & catalog, StateStore & state, Metrics & metrics);
+               layers::Store & store, Catalog & catalog, StateStore & state, Peers & peers, Metrics & metrics);
     ~Supervisor() override;
 
     // Adopts or ends the engines of an earlier daemon, starts what is kept. Once, before the loop runs.
@@ -45,6 +47,8 @@ public:
                                             std::shared_ptr<gateway::ResponseSink> sink) override;
     std::vector<gateway::ModelSummary> models() override;
     bool accepting() override { return accepting_; }
+    // What is loaded here.
+    std::vector<v1::ServedModel> serving();
 
     // Deployments that run or have failed; with `all` every model of the store.
     void list(bool all, std::function<void(std::vector<v1::Deployment>)> done);
@@ -75,6 +79,8 @@ private:
     };
 
     void route(const std::shared_ptr<ServeCall> & call);
+    std::shared_ptr<const NodeClient> better_place(const gateway::ApiRequest & request,
+                                                   const absl::StatusOr<ModelFacts> & facts);
     absl::StatusOr<ModelFacts> model_for(const gateway::ApiRequest & request);
     Deployment & deployment(const layers::ModelName & name);
     void give_places();
@@ -86,6 +92,8 @@ private:
 
     SupervisorOptions options_;
     Catalog & catalog_;
+    Peers & peers_;
+    RemoteCalls remote_calls_;
     DeploymentContext context_;
     std::atomic<bool> accepting_{true};
 

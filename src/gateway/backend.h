@@ -12,11 +12,12 @@ namespace strata::gateway {
 
 // One request to a model's API, as it came in over HTTP or gRPC.
 struct ApiRequest {
-    std::string id;     // unique in this process; also what logs carry
-    std::string method; // "POST", "GET"
-    std::string path;   // "/v1/chat/completions"
-    std::string model;  // what the body names, empty when it names none
-    std::string body;   // JSON, opaque
+    std::string id;       // unique in this process; also what logs carry
+    std::string method;   // "POST", "GET"
+    std::string path;     // "/v1/chat/completions"
+    std::string model;    // what the body names, empty when it names none
+    std::string body;     // JSON, opaque
+    bool relayed = false; // by another node, which has looked for a better one
 };
 
 // Takes the answer to a request: on_head once, on_data any number of times, on_end once and always. Calls come from any

@@ -237,6 +237,13 @@ void refuse(const ConnectBridge::Method & method, const absl::Status & status, R
     sink.on_end(0, 0);
 }
 
+// Whoever reaches this port on the machine may use its models, but who belongs to its cluster is decided by those who
+// may open the daemon's socket, and by its nodes among each other.
+bool belongs_here(const pb::MethodDescriptor & method) {
+    if (method.service()->name() == "Membership") return false;
+    return method.service()->name() != "Cluster" || method.name() == "ListNodes";
+}
+
 } // namespace
 
 ConnectBridge::ConnectBridge(std::shared_ptr<grpc::Channel> channel)
@@ -249,7 +256,7 @@ ConnectBridge::ConnectBridge(std::shared_ptr<grpc::Channel> channel)
             const pb::ServiceDescriptor * service = file->service(s);
             for (int m = 0; m < service->method_count(); ++m) {
                 const pb::MethodDescriptor * method = service->method(m);
-                if (method->client_streaming()) continue;
+                if (method->client_streaming() || !belongs_here(*method)) continue;
                 const std::string path = fmt::format("/{}/{}", service->full_name(), method->name());
                 methods_.emplace(path, Method{method, path, method->server_streaming()});
             }

@@ -57,7 +57,7 @@ bool TcpNetwork::start(const std::shared_ptr<TcpChannel> & channel) {
 
 absl::StatusOr<std::shared_ptr<Channel>> TcpNetwork::connect(const std::string & address,
                                                              std::shared_ptr<ChannelHandler> handler) {
-    auto channel = std::make_shared<TcpChannel>(*this, tls_, address, UniqueFd());
+    auto channel = std::make_shared<TcpChannel>(*this, tls(), address, UniqueFd());
     if (!start(channel))
         return absl::ResourceExhaustedError(fmt::format("no more than {} connections", kMaxConnections));
     channel->start(std::move(handler));
@@ -66,10 +66,9 @@ absl::StatusOr<std::shared_ptr<Channel>> TcpNetwork::connect(const std::string &
 
 absl::StatusOr<std::string> TcpNetwork::listen(const std::string & text, std::shared_ptr<Acceptor> acceptor) {
     STRATA_ASSIGN_OR_RETURN(const Address address, Address::parse(text, kDefaultExecutorPort));
-    if (!address.is_loopback()) {
+    if (!address.is_loopback() && tls() == nullptr) {
         return absl::PermissionDeniedError(fmt::format(
-            "{} is not a loopback address: until a cluster brings its certificates, engines listen on 127.0.0.0/8 only",
-            text));
+            "{} is not a loopback address: engines listen there with certificates only (--tls DIR)", text));
     }
     AddressList list;
     STRATA_RETURN_IF_ERROR(resolve(address, true, list));
@@ -91,6 +90,13 @@ absl::StatusOr<std::string> TcpNetwork::listen(const std::string & text, std::sh
     return name_of(bound, length);
 }
 
+// Certificates are renewed while programs run.
+std::shared_ptr<const TlsContext> TcpNetwork::tls() {
+    const std::lock_guard lock(mutex_);
+    tls_ = TlsContext::renewed(std::move(tls_));
+    return tls_;
+}
+
 void TcpNetwork::accept_loop(Listener & listener) {
     while (!stopping_.load()) {
         sockaddr_storage from{};
@@ -101,7 +107,7 @@ void TcpNetwork::accept_loop(Listener & listener) {
             std::this_thread::sleep_for(milliseconds(100)); // out of descriptors: others may end
             continue;
         }
-        auto channel = std::make_shared<TcpChannel>(*this, tls_, name_of(from, length), std::move(fd));
+        auto channel = std::make_shared<TcpChannel>(*this, tls(), name_of(from, length), std::move(fd));
         auto handler = listener.acceptor->on_connection(channel);
         if (handler == nullptr || !start(channel)) {
             channel->close(absl::ResourceExhaustedError("too many connections"));

@@ -40,9 +40,10 @@ private:
     bool start(const std::shared_ptr<TcpChannel> & channel); // false: too many connections, or ending
     void attend();                                           // the thread that flushes and pings
     void wake();
+    std::shared_ptr<const TlsContext> tls();
 
-    const std::shared_ptr<const TlsContext> tls_;
     std::mutex mutex_;
+    std::shared_ptr<const TlsContext> tls_;
     std::list<std::shared_ptr<TcpChannel>> channels_;
     std::list<Listener> listeners_;
     std::atomic<bool> stopping_ = false;

@@ -119,6 +119,7 @@ absl::StatusOr<std::shared_ptr<const TlsContext>> TlsContext::load(const std::fi
     ERR_clear_error();
     const std::shared_ptr<TlsContext> made(new TlsContext);
     made->folder_ = folder;
+    made->stamp_ = stamp_of(folder);
     made->context_.reset(SSL_CTX_new(TLS_method()));
     SSL_CTX * context = made->context_.get();
     STRATA_CHECK(context != nullptr && SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION) == 1);
@@ -142,6 +143,18 @@ absl::StatusOr<std::shared_ptr<const TlsContext>> TlsContext::load(const std::fi
     }
     STRATA_RETURN_IF_ERROR(check_certificate(context, certificate));
     return made;
+}
+
+TlsContext::Stamp TlsContext::stamp_of(const std::filesystem::path & folder) {
+    struct stat info {};
+    if (stat((folder / "cert.pem").c_str(), &info) != 0) return {};
+    return {info.st_dev, info.st_ino, info.st_ctim.tv_sec, info.st_ctim.tv_nsec};
+}
+
+std::shared_ptr<const TlsContext> TlsContext::renewed(std::shared_ptr<const TlsContext> context) {
+    if (context == nullptr || stamp_of(context->folder_) == context->stamp_) return context;
+    auto made = load(context->folder_);
+    return made.ok() ? *std::move(made) : context;
 }
 
 // -------------------- a connection

@@ -23,15 +23,26 @@ public:
     // Reads a folder, once: ca.pem (the CA's certificates), cert.pem (this engine's, and those between the two),
     // key.pem (its private key, which nobody else may read). An error says what is wrong with which file.
     static absl::StatusOr<std::shared_ptr<const TlsContext>> load(const std::filesystem::path & folder);
+    // The same one, or, when there are other files in its folder by now, theirs; if those are of no use, still the same.
+    static std::shared_ptr<const TlsContext> renewed(std::shared_ptr<const TlsContext> context);
 
 private:
     friend class TlsStream;
+    // Tells files from those that replaced them; equal when there are none.
+    struct Stamp {
+        uint64_t device = 0, inode = 0;
+        int64_t changed_s = 0, changed_ns = 0;
+        bool operator==(const Stamp &) const = default;
+    };
+    static Stamp stamp_of(const std::filesystem::path & folder);
+
     struct Free {
         void operator()(SSL_CTX * context) const;
     };
     TlsContext() = default;
 
     std::filesystem::path folder_;
+    Stamp stamp_;
     std::unique_ptr<SSL_CTX, Free> context_;
 };
 

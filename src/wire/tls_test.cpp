@@ -72,6 +72,23 @@ TEST_F(TlsTest, KeysAreRenewed) {
     EXPECT_EQ(door_->inbox->wait_for(kFrames).back().header.sequence, kFrames - 1);
 }
 
+TEST_F(TlsTest, RenewedCertificatesAreUsed) {
+    const TestCa ca("renewed");
+    const auto folder = ca.issue("engine");
+    const auto first = TlsContext::load(folder).value();
+    EXPECT_EQ(TlsContext::renewed(first), first);
+    const auto newer = ca.issue("newer");
+    std::filesystem::remove_all(folder);
+    std::filesystem::rename(newer, folder);
+    const auto second = TlsContext::renewed(first);
+    EXPECT_NE(second, first);
+    EXPECT_EQ(TlsContext::renewed(second), second);
+    // What can't be used changes nothing.
+    std::ofstream(folder / "cert.pem") << "half of a";
+    EXPECT_EQ(TlsContext::renewed(second), second);
+    EXPECT_EQ(TlsContext::renewed(nullptr), nullptr);
+}
+
 TEST_F(TlsTest, AnotherCaIsRefused) {
     const TestCa other("theirs");
     TcpNetwork stranger(other.context("stranger"));

@@ -1,4 +1,4 @@
-#include "daemon/duration.h"
+#include "base/duration.h"
 
 #include "base/text.h"
 
@@ -8,7 +8,7 @@
 #include <charconv>
 #include <utility>
 
-namespace strata::daemon {
+namespace strata {
 
 absl::StatusOr<std::chrono::milliseconds> parse_duration(std::string_view text) {
     constexpr std::array<std::pair<std::string_view, int64_t>, 4> units = {
@@ -28,4 +28,4 @@ absl::StatusOr<std::chrono::milliseconds> parse_duration(std::string_view text) 
         fmt::format("\"{}\" is not a duration; write one as 500ms, 30s, 10m or 2h", printable(text)));
 }
 
-} // namespace strata::daemon
+} // namespace strata

@@ -1,0 +1,135 @@
+#include "daemon/executor_keeper.h"
+
+#include "daemon/limits.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <csignal>
+#include <utility>
+
+namespace strata::daemon {
+
+using Clock = std::chrono::steady_clock;
+
+ExecutorKeeper::ExecutorKeeper(boost::asio::io_context & loop, Home home, std::filesystem::path engine_program,
+                               std::string engine_build, StateStore & state)
+    : loop_(loop)
+    , home_(std::move(home))
+    , engine_program_(std::move(engine_program))
+    , engine_build_(std::move(engine_build))
+    , state_(state)
+    , log_(home_.logs() / "executor.log")
+    , again_timer_(loop)
+    , kill_timer_(loop) {}
+
+void ExecutorKeeper::keep(Wish wish) {
+    wish_ = std::move(wish);
+    wanted_ = true;
+    if (process_) {
+        process_->signal(SIGTERM); // ended() starts the one that is wanted now
+    } else if (!adopt()) {
+        start();
+    }
+}
+
+void ExecutorKeeper::start() {
+    log_.rotate_when_large();
+    if (const absl::Status status = launch(); !status.ok()) again(std::string(status.message()));
+}
+
+absl::Status ExecutorKeeper::launch() {
+    STRATA_ASSIGN_OR_RETURN(const UniqueFd log, log_.open_for_append());
+    log_start_ = log_.size();
+    SpawnOptions options;
+    options.program = engine_program_;
+    options.arguments = {"executor",
+                         "--listen",
+                         wish_.listen,
+                         "--name",
+                         wish_.name,
+                         "--store",
+                         home_.store(),
+                         "--tls",
+                         wish_.identity,
+                         "--threads",
+                         fmt::format("{}", wish_.threads)};
+    options.out = options.err = log.get();
+    STRATA_ASSIGN_OR_RETURN(process_, Process::spawn(loop_, options));
+    SavedEngine saved;
+    saved.model = kSavedAs;
+    saved.process = process_->id();
+    saved.socket = wish_.listen;
+    saved.build = engine_build_;
+    if (const absl::Status status = state_.save(saved); !status.ok()) {
+        spdlog::error("the executor is not remembered: {}", std::string(status.message()));
+    }
+    spdlog::info("executor {} on {} (process {})", wish_.name, wish_.listen, process_->id().pid);
+    watch();
+    return absl::OkStatus();
+}
+
+// Takes over the one of an earlier daemon. False: there is none, or it had to be ended.
+bool ExecutorKeeper::adopt() {
+    const auto engines = state_.engines();
+    if (!engines.ok()) return false;
+    for (const SavedEngine & saved : *engines) {
+        if (saved.model != kSavedAs) continue;
+        auto process = Process::adopt(loop_, saved.process);
+        if (!process.ok()) return false;
+        process_ = *std::move(process);
+        const bool fits = saved.build == engine_build_ && saved.socket == wish_.listen;
+        spdlog::info("executor on {} (process {}) is {}", saved.socket, saved.process.pid,
+                     fits ? "adopted" : "replaced");
+        watch();
+        if (!fits) process_->signal(SIGTERM); // ended() starts the other one
+        return true;
+    }
+    return false;
+}
+
+void ExecutorKeeper::watch() {
+    running_ = true;
+    started_ = Clock::now();
+    process_->on_exit([this](ExitStatus exit) { ended(exit); });
+}
+
+void ExecutorKeeper::ended(ExitStatus exit) {
+    kill_timer_.cancel();
+    process_.reset();
+    running_ = false;
+    if (const absl::Status status = state_.forget_engine(kSavedAs); !status.ok()) {
+        spdlog::error("{}", std::string(status.message()));
+    }
+    if (!wanted_) {
+        if (shut_down_done_) std::exchange(shut_down_done_, nullptr)();
+        return;
+    }
+    if (Clock::now() - started_ >= limits::kHealthy) failures_in_row_ = 0;
+    const std::string reason = log_.reason_since(log_start_);
+    again(fmt::format("it ended: {}{}{}", exit.describe(), reason.empty() ? "" : ": ", reason));
+}
+
+void ExecutorKeeper::again(const std::string & why) {
+    const auto pause = limits::backoff_after(++failures_in_row_);
+    spdlog::error("the executor of this node does not run ({}); again in {:.1f} s", why, pause.count() / 1000.0);
+    again_timer_.after(pause, [this] { start(); });
+}
+
+void ExecutorKeeper::shut_down(std::function<void()> done) {
+    wanted_ = false;
+    again_timer_.cancel();
+    if (!process_) {
+        done();
+        return;
+    }
+    shut_down_done_ = std::move(done);
+    process_->signal(SIGTERM);
+    kill_timer_.after(limits::kTermination, [this] { kill_now(); });
+}
+
+void ExecutorKeeper::kill_now() {
+    if (process_) process_->signal(SIGKILL);
+}
+
+} // namespace strata::daemon
