@@ -141,7 +141,8 @@ def test_a_request_enters_at_any_node(trio):
         return sum(s.get("busy", False) for s in first.deployment("smollm2:latest")["engine"]["slots"])
     with httpx.stream("POST", f"{second.url}/v1/completions", json=body, timeout=60) as r:
         assert r.status_code == 200
-        next(r.iter_lines())
+        lines = r.iter_lines()  # held: the stream ends with it
+        next(lines)
         wait_until(lambda: busy() == 1, what="a busy slot")
     wait_until(lambda: busy() == 0, what="a free slot")
 
