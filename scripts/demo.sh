@@ -22,7 +22,7 @@ model=smollm2
 strata --home "$home" down >/dev/null 2>&1 || true # of an earlier demo
 trap 'strata --home "$home" down >/dev/null 2>&1 || true' EXIT
 step "a cluster of three nodes, as if on three machines: certificates on every connection"
-strata --home "$home" up --nodes 3 >/dev/null
+strata --home "$home" up --nodes 3 >/dev/null 2>&1
 export STRATA_HOME=$home/up/node-1
 url=http://127.0.0.11:7420
 strata nodes

@@ -6,6 +6,7 @@
 #include "cli/command.h"
 #include "cli/daemon.h"
 #include "cli/deployment.h"
+#include "cli/progress.h"
 #include "cli/text.h"
 
 #include <fmt/format.h>
@@ -22,6 +23,8 @@ namespace {
 namespace fs = std::filesystem;
 using Align = Table::Align;
 using std::chrono::milliseconds;
+
+constexpr milliseconds kReadyPatience{20'000}, kReadyPause{20};
 
 Table::Cell state_cell(const v1::Node & node) {
     switch (node.state()) {
@@ -190,9 +193,26 @@ absl::StatusOr<v1::Node> join(Client & client, const JoinOptions & options) {
     return client.join(request);
 }
 
+// Until so many nodes can work on models, as this one knows them. Not longer than a while: they may come later.
+absl::StatusOr<v1::ListNodesResponse> wait_for_nodes(const Context & context, Client & client, int count) {
+    Progress progress(context.output);
+    const auto until = std::chrono::steady_clock::now() + kReadyPatience;
+    while (true) {
+        STRATA_ASSIGN_OR_RETURN(auto response, client.list_nodes());
+        const auto ready = std::count_if(response.nodes().begin(), response.nodes().end(), [](const v1::Node & node) {
+            return node.state() == v1::Node::STATE_READY && !node.executor_address().empty();
+        });
+        if (ready >= count || std::chrono::steady_clock::now() >= until) return response;
+        progress.update("waiting for the nodes", static_cast<uint64_t>(ready), static_cast<uint64_t>(count), false);
+        std::this_thread::sleep_for(kReadyPause);
+    }
+}
+
 absl::StatusOr<int> join(const Context & context, const JoinOptions & options) {
     STRATA_ASSIGN_OR_RETURN(Client client, context.client_or_start());
-    STRATA_ASSIGN_OR_RETURN(const v1::Node node, join(client, options));
+    STRATA_RETURN_IF_ERROR(join(client, options).status());
+    STRATA_ASSIGN_OR_RETURN(const auto nodes, wait_for_nodes(context, client, 2)); // the first one, and this
+    const v1::Node & node = nodes.nodes(0);
     if (context.output.json) {
         context.output.document(to_json(node));
     } else {
@@ -287,8 +307,10 @@ absl::StatusOr<int> up(const Context & context, int count) {
             STRATA_ASSIGN_OR_RETURN(
                 node, join(client, {.address = first, .token = token, .name = name, .listen = address_of(number)}));
         }
-        started.push_back(to_json(node));
     }
+    STRATA_ASSIGN_OR_RETURN(Client client, Client::connect(home_of(context.home, 1)));
+    STRATA_ASSIGN_OR_RETURN(const auto nodes, wait_for_nodes(context, client, count));
+    for (const v1::Node & node : nodes.nodes()) started.push_back(to_json(node));
     if (context.output.json) {
         context.output.document({{"nodes", started}});
         return 0;

@@ -72,8 +72,9 @@ public:
         supervisor_ = std::make_unique<Supervisor>(loop_, *workers_, supervision, options_.home, *store_, *catalog_,
                                                    *state_, peers_, *metrics_);
         jobs_ = std::make_unique<JobRunner>(loop_, options_.engine_program, *metrics_);
-        executor_ = std::make_unique<ExecutorKeeper>(loop_, options_.home, options_.engine_program,
-                                                     STRATA_ENGINE_BUILD_STRING, *state_);
+        executor_ =
+            std::make_unique<ExecutorKeeper>(loop_, options_.home, options_.engine_program, STRATA_ENGINE_BUILD_STRING,
+                                             *state_, [this] { membership_->hurry(); });
         membership_ = std::make_unique<Membership>(
             options_.home, *state_, Runtime::real(), peers_,
             Membership::Events{

@@ -2,9 +2,14 @@
 
 #include "daemon/limits.h"
 
+#include <boost/asio/buffer.hpp>
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
+#include <array>
+#include <cerrno>
 #include <csignal>
 #include <utility>
 
@@ -13,13 +18,15 @@ namespace strata::daemon {
 using Clock = std::chrono::steady_clock;
 
 ExecutorKeeper::ExecutorKeeper(boost::asio::io_context & loop, Home home, std::filesystem::path engine_program,
-                               std::string engine_build, StateStore & state)
+                               std::string engine_build, StateStore & state, std::function<void()> changed)
     : loop_(loop)
     , home_(std::move(home))
     , engine_program_(std::move(engine_program))
     , engine_build_(std::move(engine_build))
     , state_(state)
+    , changed_(std::move(changed))
     , log_(home_.logs() / "executor.log")
+    , says_(loop)
     , again_timer_(loop)
     , kill_timer_(loop) {}
 
@@ -54,8 +61,20 @@ absl::Status ExecutorKeeper::launch() {
                          wish_.identity,
                          "--threads",
                          fmt::format("{}", wish_.threads)};
-    options.out = options.err = log.get();
+    std::array<int, 2> pipe{};
+    if (::pipe2(pipe.data(), O_CLOEXEC) != 0) return errno_status(errno, "make", "a pipe");
+    const UniqueFd write_end(pipe[1]);
+    says_.assign(pipe[0]);
+    options.out = write_end.get();
+    options.err = log.get();
     STRATA_ASSIGN_OR_RETURN(process_, Process::spawn(loop_, options));
+    says_.async_wait(boost::asio::posix::stream_descriptor::wait_read, [this](const auto & error) {
+        if (error) return;
+        char first = 0;
+        boost::system::error_code failed;
+        if (says_.read_some(boost::asio::buffer(&first, 1), failed) == 1) set_running(true);
+        says_.close(failed);
+    });
     SavedEngine saved;
     saved.model = kSavedAs;
     saved.process = process_->id();
@@ -82,14 +101,18 @@ bool ExecutorKeeper::adopt() {
         spdlog::info("executor on {} (process {}) is {}", saved.socket, saved.process.pid,
                      fits ? "adopted" : "replaced");
         watch();
+        set_running(fits);
         if (!fits) process_->signal(SIGTERM); // ended() starts the other one
         return true;
     }
     return false;
 }
 
+void ExecutorKeeper::set_running(bool running) {
+    if (running_.exchange(running) != running) changed_();
+}
+
 void ExecutorKeeper::watch() {
-    running_ = true;
     started_ = Clock::now();
     process_->on_exit([this](ExitStatus exit) { ended(exit); });
 }
@@ -97,7 +120,9 @@ void ExecutorKeeper::watch() {
 void ExecutorKeeper::ended(ExitStatus exit) {
     kill_timer_.cancel();
     process_.reset();
-    running_ = false;
+    boost::system::error_code ignored;
+    says_.close(ignored);
+    set_running(false);
     if (const absl::Status status = state_.forget_engine(kSavedAs); !status.ok()) {
         spdlog::error("{}", std::string(status.message()));
     }

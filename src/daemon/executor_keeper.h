@@ -7,6 +7,7 @@
 #include "daemon/timer.h"
 
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
 
 #include <atomic>
 #include <chrono>
@@ -29,12 +30,13 @@ public:
         int threads = 0;                // 0: one for each core
     };
 
+    // `changed` is called on the loop when running() is another than before.
     ExecutorKeeper(boost::asio::io_context & loop, Home home, std::filesystem::path engine_program,
-                   std::string engine_build, StateStore & state);
+                   std::string engine_build, StateStore & state, std::function<void()> changed);
 
     // Keeps one running from now on.
     void keep(Wish wish);
-    bool running() const { return running_; } // thread-safe
+    bool running() const { return running_; } // and listens; thread-safe
     // Ends it; `done` is called when it has ended, at once when there is none.
     void shut_down(std::function<void()> done);
     void kill_now();
@@ -47,6 +49,7 @@ private:
     absl::Status launch();
     bool adopt();
     void watch();
+    void set_running(bool running);
     void ended(ExitStatus exit);
     void again(const std::string & why);
 
@@ -55,12 +58,14 @@ private:
     const std::filesystem::path engine_program_;
     const std::string engine_build_;
     StateStore & state_;
+    const std::function<void()> changed_;
     LogFile log_;
     uint64_t log_start_ = 0; // where this executor's part of it begins
 
     Wish wish_;
     bool wanted_ = false;
     std::unique_ptr<Process> process_;
+    boost::asio::posix::stream_descriptor says_; // what it writes to stdout: that it listens
     std::atomic<bool> running_{false};
     std::chrono::steady_clock::time_point started_;
     int failures_in_row_ = 0;

@@ -184,9 +184,10 @@ private:
         }
         STRATA_RETURN_IF_ERROR(membership_.members_->heard(request.node()));
         STRATA_ASSIGN_OR_RETURN(const auto nodes, membership_.members_->list());
-        for (const v1::Node & node : nodes) *response.add_nodes() = node;
         STRATA_ASSIGN_OR_RETURN(const auto removed, authority->removed());
+        for (const v1::Node & node : nodes) *response.add_nodes() = node;
         for (const std::string & admission : removed) response.add_removed(admission);
+        membership_.learn(nodes, removed); // the one that has the state knows it first
         response.set_pause_ms(cluster::Members::kHeartbeat.count());
         return absl::OkStatus();
     }
@@ -451,11 +452,15 @@ absl::Status Membership::beat_once() {
         nodes.assign(response.nodes().begin(), response.nodes().end());
         removed.assign(response.removed().begin(), response.removed().end());
     }
+    learn(std::move(nodes), removed);
+    return absl::OkStatus();
+}
+
+void Membership::learn(std::vector<v1::Node> nodes, const std::vector<std::string> & removed) {
     peers_.update(nodes);
     const std::lock_guard lock(mutex_);
     nodes_ = std::move(nodes);
     removed_nodes_ = {removed.begin(), removed.end()};
-    return absl::OkStatus();
 }
 
 absl::Status Membership::renew_when_due() {
@@ -484,6 +489,11 @@ absl::StatusOr<std::string> Membership::ask_for_certificate(const std::string & 
 }
 
 // -------------------- what is known
+
+void Membership::hurry() {
+    const std::unique_lock joining(joining_, std::try_to_lock); // else a heartbeat comes soon anyway
+    if (joining.owns_lock() && heart_) heart_->wake();
+}
 
 absl::Status Membership::check_caller(const grpc::ServerContextBase & context) const {
     STRATA_ASSIGN_OR_RETURN(const cluster::Subject peer, peer_of(context));

@@ -62,6 +62,9 @@ public:
     // Forgets the cluster; the name that this node had in it. kFailedPrecondition: it is in none, or has its state.
     absl::StatusOr<std::string> leave();
 
+    // Something that heartbeats tell has changed: the next one comes now. Returns at once.
+    void hurry();
+
     // Whether a call comes from a node of the cluster. Returns at once.
     absl::Status check_caller(const grpc::ServerContextBase & context) const;
 
@@ -89,6 +92,7 @@ private:
     absl::Status serve();
     std::chrono::nanoseconds beat();
     absl::Status beat_once();
+    void learn(std::vector<v1::Node> nodes, const std::vector<std::string> & removed);
     // A call of the leader that stop() ends.
     template <typename Call>
     absl::Status ask_leader(Call call);

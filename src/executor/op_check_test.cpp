@@ -389,7 +389,8 @@ TEST(OpCheck, AResultMustNotLieOverItsIndices) {
 
 TEST(OpCheck, WhatIsCopiedMustNotLieHalfOverItsCopy) {
     std::array<float, 4096> memory{};
-    for (const std::string_view name : {"concat 2", "cpy to another shape", "cont of permuted heads", "scale", "rms_norm"}) {
+    for (const std::string_view name :
+         {"concat 2", "cpy to another shape", "cont of permuted heads", "scale", "rms_norm"}) {
         OwnedNode node = make_node(recipe(name));
         auto & source = const_cast<ggml_tensor &>(*node.node().src[0]);
         node.node().data = memory.data();

@@ -67,8 +67,8 @@ absl::StatusOr<std::shared_ptr<Channel>> TcpNetwork::connect(const std::string &
 absl::StatusOr<std::string> TcpNetwork::listen(const std::string & text, std::shared_ptr<Acceptor> acceptor) {
     STRATA_ASSIGN_OR_RETURN(const Address address, Address::parse(text, kDefaultExecutorPort));
     if (!address.is_loopback() && tls() == nullptr) {
-        return absl::PermissionDeniedError(fmt::format(
-            "{} is not a loopback address: engines listen there with certificates only (--tls DIR)", text));
+        return absl::PermissionDeniedError(
+            fmt::format("{} is not a loopback address: engines listen there with certificates only (--tls DIR)", text));
     }
     AddressList list;
     STRATA_RETURN_IF_ERROR(resolve(address, true, list));

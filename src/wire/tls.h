@@ -23,7 +23,8 @@ public:
     // Reads a folder, once: ca.pem (the CA's certificates), cert.pem (this engine's, and those between the two),
     // key.pem (its private key, which nobody else may read). An error says what is wrong with which file.
     static absl::StatusOr<std::shared_ptr<const TlsContext>> load(const std::filesystem::path & folder);
-    // The same one, or, when there are other files in its folder by now, theirs; if those are of no use, still the same.
+    // The same one, or, when there are other files in its folder by now, theirs; if those are of no use, still the
+    // same.
     static std::shared_ptr<const TlsContext> renewed(std::shared_ptr<const TlsContext> context);
 
 private:
