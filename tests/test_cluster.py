@@ -184,6 +184,7 @@ def test_a_machine_that_is_lost_comes_back(trio):
     for node in trio:
         wait_until(lambda: ready_with_executors(node) == 3, what="its return")
     assert f"(process {executor}) is adopted" in third.log()
+    assert not third.deployments() and alive(executor)  # it is taken for nothing else
     third.stop()
     assert not alive(executor)
 
@@ -329,7 +330,11 @@ def test_up_and_down(tmp_path):
         again = subprocess.run([strata, "up", "--nodes", "3", "--json"], env=env, capture_output=True, text=True, timeout=120)
         assert again.returncode == 0, again.stderr
         assert [n["name"] for n in json.loads(again.stdout)["nodes"]][1:] == ["node-2", "node-3"]
+        (itself, *_) = Daemon(pathlib.Path(home).parent / "node-2").json("nodes")["nodes"]
+        os.kill(int(itself["pid"]), signal.SIGKILL)  # what it started is ended all the same
     finally:
         down = subprocess.run([strata, "down"], env=env, capture_output=True, text=True, timeout=120)
     assert down.returncode == 0, down.stderr
     assert not (tmp_path / "home" / "up").exists()
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert not [line for line in left.splitlines() if str(tmp_path) in line and "strata" in line.split()[0]], left

@@ -102,7 +102,7 @@ absl::Status Database::back_up(const std::filesystem::path & to) {
         sqlite3_backup * backup = opened == SQLITE_OK ? sqlite3_backup_init(raw, "main", db_.get(), "main") : nullptr;
         if (backup != nullptr) sqlite3_backup_step(backup, kBackupPages);
         if (backup == nullptr || sqlite3_backup_finish(backup) != SQLITE_OK) {
-            const absl::Status status = absl::InternalError(fmt::format(
+            absl::Status status = absl::InternalError(fmt::format(
                 "cannot back up to {}: {}", to.native(), raw == nullptr ? "out of memory" : sqlite3_errmsg(raw)));
             std::filesystem::remove(unfinished, failed);
             return status;

@@ -329,7 +329,11 @@ absl::StatusOr<int> down(const Context & context) {
     const fs::path folder = context.home.root / "up";
     for (int number = kMostNodes; number >= 1; --number) { // the one with the cluster's state last
         const Home home = home_of(context.home, number);
-        if (!daemon_listens(home)) continue;
+        if (!fs::exists(home.state_db())) continue;
+        // One that was killed has left engines behind: the next one takes them over, and ends them with itself.
+        if (!daemon_listens(home)) {
+            STRATA_RETURN_IF_ERROR(start_daemon(home, {"--listen", address_of(number) + ":0"}, context.output));
+        }
         STRATA_ASSIGN_OR_RETURN(Client client, Client::connect(home));
         STRATA_ASSIGN_OR_RETURN(const v1::Node node, client.node());
         STRATA_RETURN_IF_ERROR(stop_daemon(node));

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cstring>
 #include <sstream>
 #include <string_view>
 #include <vector>
@@ -38,6 +39,19 @@ std::string what_failed(const CLI::ParseError & error, const CLI::App & app) {
     const auto first = std::find_if(unknown.begin(), unknown.end(), [](const std::string & w) { return w != "--"; });
     if (first == unknown.end() || !app.get_subcommands().empty()) return error.what();
     return fmt::format("there is no {} \"{}\"", first->starts_with('-') ? "option" : "command", safe_text(*first));
+}
+
+// Everybody on the machine may read the words of a command while it runs.
+void hide_tokens(int argc, char ** argv) {
+    constexpr std::string_view kOption = "--token";
+    for (int i = 1; i < argc; ++i) {
+        const std::string_view word = argv[i];
+        char * secret = nullptr;
+        if (word == kOption && i + 1 < argc) secret = argv[i + 1];
+        if (word.starts_with(kOption) && word.substr(kOption.size()).starts_with('='))
+            secret = argv[i] + kOption.size() + 1;
+        if (secret != nullptr) std::fill_n(secret, std::strlen(secret), '*');
+    }
 }
 
 int run(int argc, char ** argv) {
@@ -88,6 +102,7 @@ int run(int argc, char ** argv) {
                             app);
     }
 
+    hide_tokens(argc, argv);
     const Context context{Home::find(home), Output::detect(json, no_color), !no_start};
     const absl::StatusOr<int> result = commands.chosen()(context);
     if (result.ok()) return *result;

@@ -27,6 +27,7 @@ constexpr hours kCaLifetime{24 * 3650};
 constexpr hours kLifetime{24 * 30};
 // Clocks differ.
 constexpr hours kEarlier{2};
+constexpr hours kLongestToken{24 * 366};
 constexpr int kTries = 16; // of a transaction that others came before
 
 Validity validity_from(system_clock::time_point now, hours lifetime) {
@@ -92,7 +93,9 @@ std::string Authority::random_hex(size_t bytes) {
 // -------------------- tokens
 
 absl::StatusOr<JoinToken> Authority::create_token(const TokenOptions & options) {
-    if (options.ttl <= milliseconds(0)) return absl::InvalidArgumentError("a join token lasts longer than no time");
+    if (options.ttl <= milliseconds(0) || options.ttl > kLongestToken) {
+        return absl::InvalidArgumentError("a join token lasts longer than no time, and a year at most");
+    }
     if (options.uses == 0 || options.uses < -1)
         return absl::InvalidArgumentError("a join token can be used at least once");
     const JoinToken token{random_hex(JoinToken::kIdBytes), random_hex(JoinToken::kSecretBytes), pin_};
@@ -125,7 +128,10 @@ absl::StatusOr<std::vector<v1::TokenState>> Authority::tokens() {
 absl::Status Authority::revoke_token(std::string_view id) {
     const std::string key = key_of(kTokens, printable(id));
     const auto found = read<v1::TokenState>(store_, key);
-    if (!found.ok()) return absl::NotFoundError(fmt::format("there is no join token {}", printable(id)));
+    if (absl::IsNotFound(found.status())) {
+        return absl::NotFoundError(fmt::format("there is no join token {}", printable(id)));
+    }
+    STRATA_RETURN_IF_ERROR(found.status());
     return store_.commit({.removals = {key}}).status();
 }
 
@@ -202,23 +208,26 @@ absl::StatusOr<std::string> Authority::issue_for(const v1::NodeState & node, std
     return certificate + ca_.certificate;
 }
 
-absl::Status Authority::check_member(const Subject & subject) {
+absl::StatusOr<v1::NodeState> Authority::member(const Subject & subject) {
     if (subject.cluster != cluster_ || subject.role != "node") {
         return absl::UnauthenticatedError(
             fmt::format("\"{}\" has no certificate of a node of this cluster", printable(subject.name)));
     }
     const auto node = check_node_name(subject.name).ok() ? read<v1::NodeState>(store_, key_of(kNodes, subject.name))
                                                          : absl::NotFoundError("");
-    if (node.ok() && node->value.admission() == subject.admission) return absl::OkStatus();
+    if (node.ok() && node->value.admission() == subject.admission) return node->value;
     if (!node.ok() && !absl::IsNotFound(node.status())) return node.status();
     return absl::UnauthenticatedError(fmt::format(
         "{} was removed from the cluster; `strata join` with a new token takes it in again", printable(subject.name)));
 }
 
+absl::Status Authority::check_member(const Subject & subject) {
+    return member(subject).status();
+}
+
 absl::StatusOr<std::string> Authority::renew(const Subject & subject, std::string_view request) {
-    STRATA_RETURN_IF_ERROR(check_member(subject));
-    STRATA_ASSIGN_OR_RETURN(const auto node, read<v1::NodeState>(store_, key_of(kNodes, subject.name)));
-    return issue_for(node.value, request);
+    STRATA_ASSIGN_OR_RETURN(const v1::NodeState node, member(subject));
+    return issue_for(node, request);
 }
 
 absl::StatusOr<std::vector<v1::NodeState>> Authority::nodes() {
@@ -254,7 +263,7 @@ absl::Status Authority::remove_node(std::string_view name) {
     STRATA_RETURN_IF_ERROR(node.status());
     v1::RemovedState removed;
     removed.set_name(node->value.name());
-    removed.set_until_unix_ms(now_ms() + std::chrono::duration_cast<milliseconds>(kLifetime).count());
+    removed.set_until_unix_ms(now_ms() + std::chrono::duration_cast<milliseconds>(kLifetime + kEarlier).count());
     const std::string key = key_of(kNodes, name);
     return store_
         .commit({.conditions = {{key, node->revision}},

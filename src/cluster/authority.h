@@ -63,6 +63,7 @@ private:
         : store_(store)
         , runtime_(runtime) {}
 
+    absl::StatusOr<v1::NodeState> member(const Subject & subject); // as check_member()
     absl::Status make_authority(const Seal & seal);
     std::string random_hex(size_t bytes);
     int64_t now_ms() const { return unix_ms(runtime_.clock().wall()); }

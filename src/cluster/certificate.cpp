@@ -225,6 +225,17 @@ absl::StatusOr<std::string> issue(const Identity & ca, std::string_view request_
                    {NID_subject_alt_name, fmt::format("DNS:{0},DNS:{1}.{0}", kServerName, subject.name)}});
 }
 
+absl::Status check_identity(std::string_view ca_text, std::string_view certificate_text, std::string_view key_text) {
+    const Certificate ca = certificate_from(ca_text), certificate = certificate_from(certificate_text);
+    const Key key = key_from(key_text);
+    if (ca == nullptr || certificate == nullptr || key == nullptr) return unusable("certificate");
+    if (X509_check_private_key(certificate.get(), key.get()) != 1) {
+        return absl::InvalidArgumentError("the certificate that came is not for this node's key");
+    }
+    if (X509_verify(certificate.get(), X509_get0_pubkey(ca.get())) == 1) return absl::OkStatus();
+    return absl::InvalidArgumentError("the certificate that came is not signed by the cluster's CA");
+}
+
 absl::StatusOr<CertificateFacts> read_certificate(std::string_view text) {
     const Certificate certificate = certificate_from(text);
     if (certificate == nullptr) return unusable("certificate");

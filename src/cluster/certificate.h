@@ -52,6 +52,9 @@ absl::StatusOr<Identity> make_ca(const Subject & subject, const Validity & valid
 absl::StatusOr<std::string> issue(const Identity & ca, std::string_view request, const Subject & subject,
                                   const Validity & validity);
 
+// Whether a certificate is the key's, and signed by the CA.
+absl::Status check_identity(std::string_view ca, std::string_view certificate, std::string_view key);
+
 // Of the first certificate in the text, whoever signed it.
 absl::StatusOr<CertificateFacts> read_certificate(std::string_view certificate);
 // SHA-256 of its public key (SubjectPublicKeyInfo), by which a CA is known before anything is trusted.

@@ -83,6 +83,13 @@ TEST_F(CertificateTest, says_whom_it_names) {
     EXPECT_EQ(read_certificate(ca_.certificate)->subject.role, "ca");
 }
 
+TEST_F(CertificateTest, an_identity_belongs_together) {
+    EXPECT_TRUE(check_identity(ca_.certificate, certificate_ + ca_.certificate, key_).ok());
+    EXPECT_FALSE(check_identity(ca_.certificate, certificate_, make_key().value()).ok());
+    EXPECT_FALSE(check_identity(make_ca(kCaSubject, kValidity)->certificate, certificate_, key_).ok());
+    EXPECT_FALSE(check_identity(ca_.certificate, "", key_).ok());
+}
+
 TEST_F(CertificateTest, a_ca_is_known_by_its_key) {
     EXPECT_EQ(pin_of(ca_.certificate).value(), pin_of(ca_.certificate).value());
     EXPECT_NE(pin_of(ca_.certificate).value(), pin_of(certificate_).value());

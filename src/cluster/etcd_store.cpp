@@ -233,7 +233,7 @@ private:
                 if (stopping_) return absl::OkStatus();
                 context_ = &context;
             }
-            const absl::Status status = follow(member, context);
+            absl::Status status = follow(member, context);
             const std::lock_guard lock(mutex_);
             context_ = nullptr;
             return status;

@@ -54,13 +54,17 @@ absl::StatusOr<UniqueFd> connect_to(const Address & where, steady_clock::time_po
     if (error != 0) return absl::UnavailableError(fmt::format("cannot find {}: {}", where.host, gai_strerror(error)));
     const std::unique_ptr<addrinfo, FreeAddresses> addresses(found);
     int reason = ETIMEDOUT;
+    int left = 0;
+    for (const addrinfo * address = found; address != nullptr; address = address->ai_next) ++left;
     for (const addrinfo * address = found; address != nullptr; address = address->ai_next) {
         UniqueFd fd(::socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
         if (!fd.valid()) continue;
         if (::connect(fd.get(), address->ai_addr, address->ai_addrlen) != 0) {
             reason = errno;
             if (reason != EINPROGRESS) continue;
-            if (!wait_for(fd.get(), POLLOUT, until)) {
+            // One that swallows everything leaves time for the others.
+            const auto share = (until - steady_clock::now()) / left--;
+            if (!wait_for(fd.get(), POLLOUT, steady_clock::now() + share)) {
                 reason = ETIMEDOUT;
                 continue;
             }

@@ -8,8 +8,6 @@
 
 #include <cerrno>
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <string_view>
 
 namespace strata::cluster {
@@ -17,6 +15,13 @@ namespace strata::cluster {
 namespace fs = std::filesystem;
 
 namespace {
+
+constexpr size_t kFileBytes = 64 << 10;
+
+absl::Status sync_folder(const fs::path & path) {
+    const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    return fd.valid() && ::fsync(fd.get()) == 0 ? absl::OkStatus() : errno_status(errno, "write", path.native());
+}
 
 absl::Status write_file(const fs::path & path, std::string_view text) {
     const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, S_IRUSR | S_IWUSR));
@@ -31,9 +36,18 @@ absl::Status write_file(const fs::path & path, std::string_view text) {
 }
 
 absl::StatusOr<std::string> read_file(const fs::path & path) {
-    std::ifstream file(path, std::ios::binary);
-    std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-    if (!file) return errno_status(errno == 0 ? EIO : errno, "read", path.native());
+    const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!fd.valid()) return errno_status(errno, "read", path.native());
+    std::string text(kFileBytes, '\0');
+    size_t size = 0;
+    while (size < text.size()) {
+        const ssize_t got = ::read(fd.get(), text.data() + size, text.size() - size);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return errno_status(errno, "read", path.native());
+        if (got == 0) break;
+        size += static_cast<size_t>(got);
+    }
+    text.resize(size);
     return text;
 }
 
@@ -52,6 +66,7 @@ absl::Status IdentityFolder::write(const IdentityFiles & files) const {
                                       {"key.pem", files.key}}) {
         if (status.ok()) status = write_file(made / name, text);
     }
+    if (status.ok()) status = sync_folder(made);
     if (status.ok()) {
         fs::create_symlink(made.filename(), link, failed);
         if (!failed) fs::rename(link, path_, failed);
@@ -60,10 +75,17 @@ absl::Status IdentityFolder::write(const IdentityFiles & files) const {
     fs::remove(link, failed);
     if (!status.ok()) {
         fs::remove_all(made, failed);
-    } else if (!old.empty()) {
-        fs::remove_all(path_.parent_path() / old.filename(), failed);
+        return status;
     }
-    return status;
+    // The one before stays for those who are reading it; older ones, and what a killed daemon left, go.
+    const std::string prefix = path_.filename().native() + ".";
+    for (const fs::directory_entry & entry : fs::directory_iterator(path_.parent_path(), failed)) {
+        const fs::path name = entry.path().filename();
+        if (name.native().starts_with(prefix) && name != made.filename() && name != old.filename()) {
+            fs::remove_all(entry.path(), failed);
+        }
+    }
+    return sync_folder(path_.parent_path());
 }
 
 absl::StatusOr<IdentityFiles> IdentityFolder::read() const {
@@ -76,11 +98,13 @@ absl::StatusOr<IdentityFiles> IdentityFolder::read() const {
 
 absl::Status IdentityFolder::remove() const {
     std::error_code failed;
-    const fs::path folder = fs::read_symlink(path_, failed);
-    if (failed) return absl::OkStatus(); // there is none
-    fs::remove(path_, failed);
-    if (!failed) fs::remove_all(path_.parent_path() / folder.filename(), failed);
-    return failed ? errno_status(failed.value(), "remove", path_.native()) : absl::OkStatus();
+    const std::string name = path_.filename().native();
+    for (const fs::directory_entry & entry : fs::directory_iterator(path_.parent_path(), failed)) {
+        const std::string found = entry.path().filename().native();
+        if (found == name || found.starts_with(name + ".")) fs::remove_all(entry.path(), failed);
+    }
+    const bool there = fs::exists(fs::symlink_status(path_));
+    return there ? errno_status(failed ? failed.value() : EIO, "remove", path_.native()) : absl::OkStatus();
 }
 
 } // namespace strata::cluster

@@ -145,11 +145,12 @@ public:
     absl::Status end_lease(int64_t lease) override {
         {
             const std::lock_guard lock(leases_mutex_);
-            if (leases_.erase(lease) == 0) return lease_is_gone(lease);
+            if (leases_.count(lease) == 0) return lease_is_gone(lease);
+            STRATA_RETURN_IF_ERROR(remove_lease(lease));
+            leases_.erase(lease);
         }
-        absl::Status status = remove_lease(lease);
         worker_->wake();
-        return status;
+        return absl::OkStatus();
     }
 
     absl::StatusOr<std::unique_ptr<Watch>> watch(std::string_view prefix, int64_t after, OnChanges changes,

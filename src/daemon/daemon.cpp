@@ -79,7 +79,7 @@ public:
             options_.home, *state_, Runtime::real(), peers_,
             Membership::Events{
                 .joined = [this](const auto & joined, const auto & identity) { keep_executor(joined, identity); },
-                .left = [this] { boost::asio::post(loop_, [this] { executor_->shut_down([] {}); }); },
+                .left = [this] { boost::asio::post(loop_, [this] { executor_->end([] {}); }); },
                 .describe_self = [this] { return describe_self(); }});
         relay_ = std::make_unique<RelayService>(*membership_, *supervisor_);
         membership_->answer_with(*relay_);
@@ -95,6 +95,9 @@ public:
                                                               grpc_->InProcessChannel(grpc::ChannelArguments())));
         cluster_->set_http_address(http_->url());
         STRATA_RETURN_IF_ERROR(membership_->start(options_.cluster));
+        if (membership_->membership().cluster.empty()) {
+            boost::asio::post(loop_, [this] { executor_->end_leftover(); });
+        }
         STRATA_RETURN_IF_ERROR(supervisor_->restore());
         signals_.async_wait([this](const auto & error, int number) { on_signal(error, number); });
         loop_thread_ = std::thread([this] { loop_.run(); });
@@ -192,6 +195,7 @@ private:
     void end() {
         if (http_) http_->stop();
         if (!started_ && supervisor_) supervisor_->shut_down(milliseconds(0), [] {}); // what came in early is refused
+        if (!started_ && executor_) boost::asio::post(loop_, [this] { executor_->shut_down([] {}); });
         // Calls that are still open are cancelled, and need the loop and the workers for their end.
         if ((grpc_ || membership_) && !loop_thread_.joinable()) loop_thread_ = std::thread([this] { loop_.run(); });
         if (membership_) membership_->stop();

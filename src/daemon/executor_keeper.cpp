@@ -31,10 +31,12 @@ ExecutorKeeper::ExecutorKeeper(boost::asio::io_context & loop, Home home, std::f
     , kill_timer_(loop) {}
 
 void ExecutorKeeper::keep(Wish wish) {
+    if (shutting_down_) return;
     wish_ = std::move(wish);
     wanted_ = true;
+    again_timer_.cancel();
     if (process_) {
-        process_->signal(SIGTERM); // ended() starts the one that is wanted now
+        terminate(); // ended() starts the one that is wanted now
     } else if (!adopt()) {
         start();
     }
@@ -64,10 +66,11 @@ absl::Status ExecutorKeeper::launch() {
     std::array<int, 2> pipe{};
     if (::pipe2(pipe.data(), O_CLOEXEC) != 0) return errno_status(errno, "make", "a pipe");
     const UniqueFd write_end(pipe[1]);
-    says_.assign(pipe[0]);
+    UniqueFd read_end(pipe[0]);
     options.out = write_end.get();
     options.err = log.get();
     STRATA_ASSIGN_OR_RETURN(process_, Process::spawn(loop_, options));
+    says_ = boost::asio::posix::stream_descriptor(loop_, read_end.release());
     says_.async_wait(boost::asio::posix::stream_descriptor::wait_read, [this](const auto & error) {
         if (error) return;
         char first = 0;
@@ -102,7 +105,7 @@ bool ExecutorKeeper::adopt() {
                      fits ? "adopted" : "replaced");
         watch();
         set_running(fits);
-        if (!fits) process_->signal(SIGTERM); // ended() starts the other one
+        if (!fits) terminate(); // ended() starts the other one
         return true;
     }
     return false;
@@ -126,10 +129,8 @@ void ExecutorKeeper::ended(ExitStatus exit) {
     if (const absl::Status status = state_.forget_engine(kSavedAs); !status.ok()) {
         spdlog::error("{}", std::string(status.message()));
     }
-    if (!wanted_) {
-        if (shut_down_done_) std::exchange(shut_down_done_, nullptr)();
-        return;
-    }
+    for (const auto & done : std::exchange(end_waiters_, {})) done();
+    if (!wanted_) return;
     if (Clock::now() - started_ >= limits::kHealthy) failures_in_row_ = 0;
     const std::string reason = log_.reason_since(log_start_);
     again(fmt::format("it ended: {}{}{}", exit.describe(), reason.empty() ? "" : ": ", reason));
@@ -141,16 +142,29 @@ void ExecutorKeeper::again(const std::string & why) {
     again_timer_.after(pause, [this] { start(); });
 }
 
-void ExecutorKeeper::shut_down(std::function<void()> done) {
+void ExecutorKeeper::end_leftover() {
+    if (!process_ && adopt()) terminate();
+}
+
+void ExecutorKeeper::terminate() {
+    process_->signal(SIGTERM);
+    kill_timer_.after(limits::kTermination, [this] { kill_now(); });
+}
+
+void ExecutorKeeper::end(std::function<void()> done) {
     wanted_ = false;
     again_timer_.cancel();
     if (!process_) {
         done();
         return;
     }
-    shut_down_done_ = std::move(done);
-    process_->signal(SIGTERM);
-    kill_timer_.after(limits::kTermination, [this] { kill_now(); });
+    end_waiters_.push_back(std::move(done));
+    terminate();
+}
+
+void ExecutorKeeper::shut_down(std::function<void()> done) {
+    shutting_down_ = true;
+    end(std::move(done));
 }
 
 void ExecutorKeeper::kill_now() {

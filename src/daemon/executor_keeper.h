@@ -16,6 +16,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace strata::daemon {
 
@@ -34,22 +35,27 @@ public:
     ExecutorKeeper(boost::asio::io_context & loop, Home home, std::filesystem::path engine_program,
                    std::string engine_build, StateStore & state, std::function<void()> changed);
 
-    // Keeps one running from now on.
+    // Keeps one running from now on, until shut_down().
     void keep(Wish wish);
+    // Ends one that an earlier daemon has left behind, when this node is to have none.
+    void end_leftover();
     bool running() const { return running_; } // and listens; thread-safe
     // Ends it; `done` is called when it has ended, at once when there is none.
+    void end(std::function<void()> done);
+    // The same for good.
     void shut_down(std::function<void()> done);
     void kill_now();
 
 private:
     // What the state store has it under: no model can be called that.
-    static constexpr char kSavedAs[] = "executor";
+    static constexpr char kSavedAs[] = "@executor";
 
     void start();
     absl::Status launch();
     bool adopt();
     void watch();
     void set_running(bool running);
+    void terminate();
     void ended(ExitStatus exit);
     void again(const std::string & why);
 
@@ -64,6 +70,7 @@ private:
 
     Wish wish_;
     bool wanted_ = false;
+    bool shutting_down_ = false;
     std::unique_ptr<Process> process_;
     boost::asio::posix::stream_descriptor says_; // what it writes to stdout: that it listens
     std::atomic<bool> running_{false};
@@ -71,7 +78,7 @@ private:
     int failures_in_row_ = 0;
     Timer again_timer_;
     Timer kill_timer_;
-    std::function<void()> shut_down_done_;
+    std::vector<std::function<void()>> end_waiters_;
 };
 
 } // namespace strata::daemon

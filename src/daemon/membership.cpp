@@ -38,6 +38,11 @@ constexpr milliseconds kRefusedPause{10'000}; // of heartbeats that nobody wants
 constexpr unsigned kReloadSeconds = 60;       // of certificates that were renewed
 constexpr int kMessageBytes = 1 << 20;        // no file passes here
 constexpr int kThreads = 16;                  // of all calls of other daemons
+// Of strangers and members alike.
+constexpr size_t kServerBytes = size_t{512} << 20;
+constexpr int kCallsOfConnection = 1024;
+constexpr milliseconds kHandshake{10'000}, kIdle{300'000}, kOldest{3'600'000}, kGrace{600'000}, kRefusalPause{1000};
+constexpr std::chrono::minutes kRenewalPause{5};
 
 std::string host_name() {
     std::array<char, 256> name{};
@@ -101,7 +106,26 @@ absl::StatusOr<cluster::Subject> peer_of(const grpc::ServerContextBase & context
     }
     STRATA_ASSIGN_OR_RETURN(const auto facts,
                             cluster::read_certificate({certificate[0].data(), certificate[0].size()}));
+    // A connection may be older than that.
+    if (Clock::real().wall() > facts.validity.until) return absl::UnauthenticatedError("the certificate has expired");
     return facts.subject;
+}
+
+// Refusals are for people to see, not for strangers to fill the disk with.
+bool may_log_refusal() {
+    static std::mutex mutex;
+    static std::chrono::steady_clock::time_point next;
+    const std::lock_guard lock(mutex);
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next) return false;
+    next = now + kRefusalPause;
+    return true;
+}
+
+absl::Status check_ports(const Address & address) {
+    if (address.port != 0 && address.port != UINT16_MAX) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        fmt::format("port {} can't be used: name one from 1 to 65534; the next one is the executor's", address.port));
 }
 
 } // namespace
@@ -137,14 +161,18 @@ public:
 
     grpc::Status Admit(grpc::ServerContext *, const v1::AdmitRequest * request, v1::AdmitResponse * response) override {
         if (!membership_.authority_) { // whoever is asked, the leader decides
-            grpc::ClientContext context;
-            context.set_deadline(std::chrono::system_clock::now() + kAnswer);
-            return membership_.leader_->Admit(&context, *request, response);
+            const auto token = cluster::JoinToken::parse(request->token());
+            if (!token.ok()) return to_grpc(token.status());
+            return to_grpc(membership_.ask_leader(
+                [&](auto * context) { return membership_.leader_->Admit(context, *request, response); }));
         }
         const auto admission =
             membership_.authority_->admit(request->token(), request->signing_request(), request->name());
         if (!admission.ok()) {
-            spdlog::warn("{} is not let in: {}", printable(request->name()), std::string(admission.status().message()));
+            if (may_log_refusal()) {
+                spdlog::warn("{} is not let in: {}", printable(request->name()),
+                             std::string(admission.status().message()));
+            }
             return to_grpc(admission.status());
         }
         spdlog::info("{} joins the cluster", admission->name);
@@ -183,11 +211,7 @@ private:
                 fmt::format("{} says that it is {}", peer.name, printable(request.node().name())));
         }
         STRATA_RETURN_IF_ERROR(membership_.members_->heard(request.node()));
-        STRATA_ASSIGN_OR_RETURN(const auto nodes, membership_.members_->list());
-        STRATA_ASSIGN_OR_RETURN(const auto removed, authority->removed());
-        for (const v1::Node & node : nodes) *response.add_nodes() = node;
-        for (const std::string & admission : removed) response.add_removed(admission);
-        membership_.learn(nodes, removed); // the one that has the state knows it first
+        STRATA_RETURN_IF_ERROR(membership_.learn_from_store(&response)); // who has the state knows it first
         response.set_pause_ms(cluster::Members::kHeartbeat.count());
         return absl::OkStatus();
     }
@@ -211,7 +235,7 @@ void Membership::stop() {
     {
         const std::lock_guard lock(mutex_);
         stopping_ = true;
-        if (asking_ != nullptr) asking_->TryCancel();
+        for (grpc::ClientContext * context : asking_) context->TryCancel();
     }
     const std::lock_guard joining(joining_);
     end();
@@ -219,6 +243,7 @@ void Membership::stop() {
 
 absl::Status Membership::start(std::string_view listen) {
     const std::lock_guard joining(joining_);
+    STRATA_RETURN_IF_ERROR(check_stopping());
     STRATA_ASSIGN_OR_RETURN(const SavedMembership saved, state_.membership());
     if (!saved.cluster.empty()) {
         if (saved.leader.empty()) STRATA_RETURN_IF_ERROR(open_state());
@@ -226,6 +251,7 @@ absl::Status Membership::start(std::string_view listen) {
     }
     if (listen.empty()) return absl::OkStatus();
     STRATA_ASSIGN_OR_RETURN(const Address address, Address::parse(listen, kClusterPort));
+    STRATA_RETURN_IF_ERROR(check_ports(address));
     return found(address);
 }
 
@@ -243,6 +269,15 @@ absl::Status Membership::open_state() {
 absl::Status Membership::found(const Address & listen) {
     STRATA_RETURN_IF_ERROR(check_free(listen));
     STRATA_RETURN_IF_ERROR(open_state());
+    // The state may be an older one that was put back, or its daemon may have been killed right here.
+    if (const auto had = identity_.read(); had.ok()) {
+        const auto facts = cluster::read_certificate(had->certificate);
+        if (facts.ok() && authority_->check_member(facts->subject).ok()) {
+            const SavedMembership same{authority_->cluster(), facts->subject.name, listen.to_string(), ""};
+            STRATA_RETURN_IF_ERROR(state_.save(same));
+            return enter(same);
+        }
+    }
     cluster::IdentityFiles files;
     files.ca = authority_->ca_certificate();
     STRATA_ASSIGN_OR_RETURN(files.key, cluster::make_key());
@@ -259,15 +294,22 @@ absl::Status Membership::found(const Address & listen) {
 
 absl::Status Membership::join(const v1::JoinRequest & request) {
     const std::lock_guard joining(joining_);
+    return join_locked(request);
+}
+
+absl::Status Membership::join_locked(const v1::JoinRequest & request) {
+    STRATA_RETURN_IF_ERROR(check_stopping());
     STRATA_RETURN_IF_ERROR(may_join());
     STRATA_ASSIGN_OR_RETURN(const cluster::JoinToken token, cluster::JoinToken::parse(request.token()));
     STRATA_ASSIGN_OR_RETURN(const Address asked, Address::parse(request.address(), kClusterPort));
     const std::string name = request.name().empty() ? cluster::node_name_like(host_name()) : request.name();
     STRATA_RETURN_IF_ERROR(cluster::check_node_name(name));
+    STRATA_RETURN_IF_ERROR(check_ports(asked));
     STRATA_ASSIGN_OR_RETURN(const auto contact, cluster::fetch_ca(asked, token.pin, kFirstContact));
     Address listen{contact.own_address, kClusterPort};
     if (!request.listen().empty()) {
         STRATA_ASSIGN_OR_RETURN(listen, Address::parse(request.listen(), kClusterPort));
+        STRATA_RETURN_IF_ERROR(check_ports(listen));
     }
     end();                                      // of a cluster that has removed this node
     STRATA_RETURN_IF_ERROR(check_free(listen)); // before anybody is told
@@ -283,13 +325,11 @@ absl::Status Membership::join(const v1::JoinRequest & request) {
         asked.to_string(),
         grpc::SslCredentials({.pem_root_certs = files.ca, .pem_private_key = "", .pem_cert_chain = ""}),
         to_a_node(kMessageBytes)));
-    grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + kFirstContact);
     v1::AdmitResponse admitted;
-    if (const grpc::Status status = stub->Admit(&context, wish, &admitted); !status.ok()) {
-        return answer_of(asked.to_string(), status);
-    }
+    STRATA_RETURN_IF_ERROR(
+        ask(asked.to_string(), kFirstContact, [&](auto * context) { return stub->Admit(context, wish, &admitted); }));
     files.certificate = admitted.certificate();
+    STRATA_RETURN_IF_ERROR(cluster::check_identity(files.ca, files.certificate, files.key));
     STRATA_RETURN_IF_ERROR(identity_.write(files));
     const SavedMembership membership{admitted.cluster(), admitted.name(), listen.to_string(), admitted.leader()};
     STRATA_RETURN_IF_ERROR(state_.save(membership));
@@ -297,16 +337,22 @@ absl::Status Membership::join(const v1::JoinRequest & request) {
     return enter(membership);
 }
 
-// A node that its cluster has removed may join one again.
+absl::Status Membership::check_stopping() const {
+    const std::lock_guard lock(mutex_);
+    return stopping_ ? absl::CancelledError("the daemon is stopping") : absl::OkStatus();
+}
+
+// A node that its cluster has removed, or whose certificate has run out, may join one again.
 absl::Status Membership::may_join() const {
     const std::lock_guard lock(mutex_);
-    if (membership_.cluster.empty() || removed_) return absl::OkStatus();
-    return absl::AlreadyExistsError(
-        fmt::format("this node is {} of cluster {} already", membership_.name, membership_.cluster));
+    if (membership_.cluster.empty() || removed_ || expired_) return absl::OkStatus();
+    return absl::AlreadyExistsError(fmt::format("this node is {} of cluster {} already; `strata leave` takes it out",
+                                                membership_.name, membership_.cluster));
 }
 
 absl::StatusOr<std::string> Membership::leave() {
     const std::lock_guard joining(joining_);
+    STRATA_RETURN_IF_ERROR(check_stopping());
     const SavedMembership now = membership();
     if (now.cluster.empty()) return absl::FailedPreconditionError("this node is in no cluster");
     if (now.leader.empty()) {
@@ -315,11 +361,15 @@ absl::StatusOr<std::string> Membership::leave() {
                                                          "the daemon and remove {}",
                                                          now.cluster, home_.root.native()));
     }
-    STRATA_RETURN_IF_ERROR(state_.save(SavedMembership{}));
-    end();
+    end(); // else a heartbeat may write it down again
+    if (absl::Status status = state_.save(SavedMembership{}); !status.ok()) {
+        enter(now).IgnoreError();
+        return status;
+    }
     {
         const std::lock_guard lock(mutex_);
         membership_ = {};
+        removed_ = expired_ = false;
         nodes_.clear();
     }
     peers_.become("", nullptr);
@@ -340,7 +390,7 @@ absl::Status Membership::enter(const SavedMembership & membership) {
     {
         const std::lock_guard lock(mutex_);
         membership_ = membership;
-        removed_ = false;
+        removed_ = expired_ = false;
         nodes_.clear();
     }
     const auto credentials = credentials_of(identity_.path());
@@ -349,7 +399,13 @@ absl::Status Membership::enter(const SavedMembership & membership) {
         leader_ = v1::Membership::NewStub(
             grpc::CreateCustomChannel(membership.leader, credentials, to_a_node(kMessageBytes)));
     }
-    STRATA_RETURN_IF_ERROR(serve());
+    // This machine may have another address today: what needs no other node goes on.
+    if (const absl::Status status = serve(); !status.ok()) {
+        spdlog::error(
+            "{}; the other nodes can't reach this one until that address is back, or it joins with another one "
+            "(`strata leave`, `strata join`)",
+            std::string(status.message()));
+    }
     events_.joined(membership, identity_.path());
     heart_ = runtime_.start([this] { return beat(); });
     heart_->wake();
@@ -370,10 +426,18 @@ absl::Status Membership::serve() {
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0); // else two daemons would share the port
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 4000);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
+    builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, static_cast<int>(kHandshake.count()));
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kCallsOfConnection);
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, static_cast<int>(kIdle.count()));
+    // Certificates are looked at when a connection begins.
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, static_cast<int>(kOldest.count()));
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, static_cast<int>(kGrace.count()));
     builder.SetMaxReceiveMessageSize(limits::kMessageBytes);
     builder.SetMaxSendMessageSize(limits::kMessageBytes);
     builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
-    builder.SetResourceQuota(grpc::ResourceQuota("membership").SetMaxThreads(kThreads));
+    builder.SetResourceQuota(grpc::ResourceQuota("membership").SetMaxThreads(kThreads).Resize(kServerBytes));
     builder.RegisterService(service_.get());
     for (grpc::Service * service : services_) builder.RegisterService(service);
     server_ = builder.BuildAndStart();
@@ -421,63 +485,102 @@ std::chrono::nanoseconds Membership::beat() {
 }
 
 template <typename Call>
-absl::Status Membership::ask_leader(Call call) {
+absl::Status Membership::ask(const std::string & address, milliseconds timeout, Call call) {
     grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + kAnswer);
+    context.set_deadline(std::chrono::system_clock::now() + timeout);
     {
         const std::lock_guard lock(mutex_);
         if (stopping_) return absl::CancelledError("the daemon is stopping");
-        asking_ = &context;
+        asking_.insert(&context);
     }
     const grpc::Status status = call(&context);
     const std::lock_guard lock(mutex_);
-    asking_ = nullptr;
-    return status.ok() ? absl::OkStatus() : answer_of(membership_.leader, status);
+    asking_.erase(&context);
+    return status.ok() ? absl::OkStatus() : answer_of(address, status);
+}
+
+template <typename Call>
+absl::Status Membership::ask_leader(Call call) {
+    return ask(membership().leader, kAnswer, call);
 }
 
 absl::Status Membership::beat_once() {
-    STRATA_RETURN_IF_ERROR(renew_when_due());
-    std::vector<v1::Node> nodes;
-    std::vector<std::string> removed;
+    renew_when_due();
     if (members_) {
         STRATA_RETURN_IF_ERROR(members_->heard(self()));
-        STRATA_ASSIGN_OR_RETURN(nodes, members_->list());
-        STRATA_ASSIGN_OR_RETURN(removed, authority_->removed());
-    } else {
-        v1::HeartbeatRequest request;
-        *request.mutable_node() = self();
-        v1::HeartbeatResponse response;
-        STRATA_RETURN_IF_ERROR(
-            ask_leader([&](auto * context) { return leader_->Heartbeat(context, request, &response); }));
-        nodes.assign(response.nodes().begin(), response.nodes().end());
-        removed.assign(response.removed().begin(), response.removed().end());
+        return learn_from_store(nullptr);
     }
-    learn(std::move(nodes), removed);
+    v1::HeartbeatRequest request;
+    *request.mutable_node() = self();
+    v1::HeartbeatResponse response;
+    STRATA_RETURN_IF_ERROR(ask_leader([&](auto * context) { return leader_->Heartbeat(context, request, &response); }));
+    learn({response.nodes().begin(), response.nodes().end()}, {response.removed().begin(), response.removed().end()});
     return absl::OkStatus();
 }
 
-void Membership::learn(std::vector<v1::Node> nodes, const std::vector<std::string> & removed) {
-    peers_.update(nodes);
-    const std::lock_guard lock(mutex_);
-    nodes_ = std::move(nodes);
-    removed_nodes_ = {removed.begin(), removed.end()};
+absl::Status Membership::learn_from_store(v1::HeartbeatResponse * response) {
+    const std::lock_guard learning(learning_);
+    STRATA_ASSIGN_OR_RETURN(auto nodes, members_->list());
+    STRATA_ASSIGN_OR_RETURN(auto removed, authority_->removed());
+    if (response != nullptr) {
+        for (const v1::Node & node : nodes) *response->add_nodes() = node;
+        for (const std::string & admission : removed) response->add_removed(admission);
+    }
+    learn(std::move(nodes), std::move(removed));
+    return absl::OkStatus();
 }
 
-absl::Status Membership::renew_when_due() {
-    STRATA_ASSIGN_OR_RETURN(cluster::IdentityFiles files, identity_.read());
-    STRATA_ASSIGN_OR_RETURN(const auto facts, cluster::read_certificate(files.certificate));
-    const auto due = facts.validity.from + (facts.validity.until - facts.validity.from) / 3 * 2;
-    if (runtime_.clock().wall() < due) return absl::OkStatus();
+void Membership::learn(std::vector<v1::Node> nodes, std::vector<std::string> removed) {
+    peers_.update(nodes);
+    SavedMembership changed;
+    {
+        const std::lock_guard lock(mutex_);
+        nodes_ = std::move(nodes);
+        if (membership_.removed == removed) return;
+        membership_.removed = std::move(removed);
+        changed = membership_;
+    }
+    // A daemon that starts while the leader is away must know it as well.
+    if (const absl::Status status = state_.save(changed); !status.ok()) {
+        spdlog::error("which nodes were removed is not remembered: {}", std::string(status.message()));
+    }
+}
+
+// A third of a certificate's time is left for it, so that a failure is not the end of anything yet.
+void Membership::renew_when_due() {
+    if (runtime_.clock().now() < next_renewal_) return;
+    const auto files = identity_.read();
+    const auto facts = files.ok() ? cluster::read_certificate(files->certificate)
+                                  : absl::StatusOr<cluster::CertificateFacts>(files.status());
+    absl::Status status = facts.status();
+    if (facts.ok()) {
+        const auto now = runtime_.clock().wall();
+        const auto due = facts->validity.from + (facts->validity.until - facts->validity.from) / 3 * 2;
+        {
+            const std::lock_guard lock(mutex_);
+            expired_ = now > facts->validity.until;
+        }
+        if (now < due) return;
+        status = renew(*files, facts->subject);
+    }
+    if (status.ok()) {
+        spdlog::info("this node's certificate was renewed");
+        return;
+    }
+    next_renewal_ = runtime_.clock().now() + kRenewalPause;
+    spdlog::error("this node's certificate can't be renewed: {}", std::string(status.message()));
+}
+
+absl::Status Membership::renew(cluster::IdentityFiles files, const cluster::Subject & subject) {
     STRATA_ASSIGN_OR_RETURN(files.key, cluster::make_key());
     STRATA_ASSIGN_OR_RETURN(const std::string request, cluster::make_request(files.key));
     if (authority_) {
-        STRATA_ASSIGN_OR_RETURN(files.certificate, authority_->renew(facts.subject, request));
+        STRATA_ASSIGN_OR_RETURN(files.certificate, authority_->renew(subject, request));
     } else {
         STRATA_ASSIGN_OR_RETURN(files.certificate, ask_for_certificate(request));
     }
-    STRATA_RETURN_IF_ERROR(identity_.write(files));
-    spdlog::info("this node's certificate was renewed");
-    return absl::OkStatus();
+    STRATA_RETURN_IF_ERROR(cluster::check_identity(files.ca, files.certificate, files.key));
+    return identity_.write(files);
 }
 
 absl::StatusOr<std::string> Membership::ask_for_certificate(const std::string & request) {
@@ -498,7 +601,9 @@ void Membership::hurry() {
 absl::Status Membership::check_caller(const grpc::ServerContextBase & context) const {
     STRATA_ASSIGN_OR_RETURN(const cluster::Subject peer, peer_of(context));
     const std::lock_guard lock(mutex_);
-    if (peer.cluster == membership_.cluster && peer.role == "node" && removed_nodes_.count(peer.admission) == 0) {
+    if (peer.cluster == membership_.cluster && peer.role == "node" &&
+        std::find(membership_.removed.begin(), membership_.removed.end(), peer.admission) ==
+            membership_.removed.end()) {
         return absl::OkStatus();
     }
     return absl::UnauthenticatedError(fmt::format("\"{}\" is no node of this cluster", printable(peer.name)));

@@ -85,6 +85,8 @@ private:
     class Service;
 
     absl::Status may_join() const;
+    absl::Status join_locked(const v1::JoinRequest & request); // joining_ held
+    absl::Status check_stopping() const;
     void end();
     absl::Status enter(const SavedMembership & membership);
     absl::Status found(const Address & listen);
@@ -92,11 +94,16 @@ private:
     absl::Status serve();
     std::chrono::nanoseconds beat();
     absl::Status beat_once();
-    void learn(std::vector<v1::Node> nodes, const std::vector<std::string> & removed);
+    // Lists that the state store gave, in the order in which it gave them.
+    absl::Status learn_from_store(v1::HeartbeatResponse * response);
+    void learn(std::vector<v1::Node> nodes, std::vector<std::string> removed);
     // A call of the leader that stop() ends.
     template <typename Call>
+    absl::Status ask(const std::string & address, std::chrono::milliseconds timeout, Call call);
+    template <typename Call>
     absl::Status ask_leader(Call call);
-    absl::Status renew_when_due();
+    void renew_when_due();
+    absl::Status renew(cluster::IdentityFiles files, const cluster::Subject & subject);
     absl::StatusOr<std::string> ask_for_certificate(const std::string & request);
     v1::Node self() const;
 
@@ -114,14 +121,17 @@ private:
     std::unique_ptr<cluster::SqliteStore> store_;
     std::unique_ptr<cluster::Authority> authority_;
     std::unique_ptr<cluster::Members> members_;
+    std::mutex learning_; // before mutex_
 
     mutable std::mutex mutex_;
     SavedMembership membership_;
     std::vector<v1::Node> nodes_;
     std::set<std::string> removed_nodes_;    // their admissions
     std::string complaint_;                  // of the last heartbeat; said once
-    grpc::ClientContext * asking_ = nullptr; // the leader, at the moment
-    bool removed_ = false;                   // says the leader
+    std::set<grpc::ClientContext *> asking_; // other daemons, at the moment
+    std::chrono::steady_clock::time_point next_renewal_;
+    bool expired_ = false; // this node's certificate
+    bool removed_ = false; // says the leader
     bool stopping_ = false;
 
     // Made once, when the node has come into a cluster.

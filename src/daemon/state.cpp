@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 #include <google/protobuf/util/json_util.h>
+#include <nlohmann/json.hpp>
 
 #include <array>
 #include <utility>
@@ -24,7 +25,7 @@ constexpr std::array kMigrations = {
     "CREATE TABLE sequences (name TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;",
     "CREATE TABLE membership ("
     "  only INTEGER PRIMARY KEY CHECK (only = 1), cluster TEXT NOT NULL, name TEXT NOT NULL, address TEXT NOT NULL,"
-    "  leader TEXT NOT NULL);",
+    "  leader TEXT NOT NULL, removed TEXT NOT NULL);",
 };
 
 class SqliteState final : public StateStore {
@@ -103,17 +104,24 @@ public:
 
     absl::StatusOr<SavedMembership> membership() override {
         STRATA_ASSIGN_OR_RETURN(const auto rows,
-                                database_->query("SELECT cluster, name, address, leader FROM membership"));
+                                database_->query("SELECT cluster, name, address, leader, removed FROM membership"));
         if (rows.empty()) return SavedMembership{};
         const Row & row = rows[0];
-        return SavedMembership{Database::text(row[0]), Database::text(row[1]), Database::text(row[2]),
-                               Database::text(row[3])};
+        SavedMembership membership{Database::text(row[0]), Database::text(row[1]), Database::text(row[2]),
+                                   Database::text(row[3])};
+        const auto removed = nlohmann::json::parse(Database::text(row[4]), nullptr, false);
+        for (const auto & admission : removed) {
+            if (admission.is_string()) membership.removed.push_back(admission);
+        }
+        return membership;
     }
 
     absl::Status save(const SavedMembership & membership) override {
         return database_
-            ->query("INSERT OR REPLACE INTO membership (only, cluster, name, address, leader) VALUES (1, ?, ?, ?, ?)",
-                    {membership.cluster, membership.name, membership.address, membership.leader})
+            ->query("INSERT OR REPLACE INTO membership (only, cluster, name, address, leader, removed) "
+                    "VALUES (1, ?, ?, ?, ?, ?)",
+                    {membership.cluster, membership.name, membership.address, membership.leader,
+                     nlohmann::json(membership.removed).dump()})
             .status();
     }
 

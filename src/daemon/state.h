@@ -30,10 +30,11 @@ struct SavedEngine {
 
 // The cluster that this node belongs to.
 struct SavedMembership {
-    std::string cluster; // its name; empty: none
-    std::string name;    // of the node
-    std::string address; // where this daemon answers the others, "host:port"
-    std::string leader;  // where the one answers that has the cluster's state; empty: this one has it
+    std::string cluster;                   // its name; empty: none
+    std::string name;                      // of the node
+    std::string address;                   // where this daemon answers the others, "host:port"
+    std::string leader;                    // where the one answers that has the cluster's state; empty: this one has it
+    std::vector<std::string> removed = {}; // admissions of nodes that were removed, as last heard
 };
 
 // What outlives the daemon. Thread-safe. A change is on the disk when the call returns, as far as a killed process

@@ -109,7 +109,11 @@ void TlsStream::Free::operator()(SSL * ssl) const {
     SSL_free(ssl);
 }
 
-absl::StatusOr<std::shared_ptr<const TlsContext>> TlsContext::load(const std::filesystem::path & folder) {
+absl::StatusOr<std::shared_ptr<const TlsContext>> TlsContext::load(const std::filesystem::path & named) {
+    // The folder may be a link that is changed meanwhile: all files are of the same one.
+    std::error_code failed;
+    const auto real = std::filesystem::canonical(named, failed);
+    const auto folder = failed ? named : real;
     const auto ca = folder / "ca.pem", certificate = folder / "cert.pem", key = folder / "key.pem";
     STRATA_RETURN_IF_ERROR(check_file(ca, false));
     STRATA_RETURN_IF_ERROR(check_file(certificate, false));
@@ -118,7 +122,7 @@ absl::StatusOr<std::shared_ptr<const TlsContext>> TlsContext::load(const std::fi
     OPENSSL_init_ssl(OPENSSL_INIT_NO_ATEXIT, nullptr);
     ERR_clear_error();
     const std::shared_ptr<TlsContext> made(new TlsContext);
-    made->folder_ = folder;
+    made->folder_ = named;
     made->stamp_ = stamp_of(folder);
     made->context_.reset(SSL_CTX_new(TLS_method()));
     SSL_CTX * context = made->context_.get();
