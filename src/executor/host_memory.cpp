@@ -9,9 +9,60 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <iterator>
+#include <map>
 
 namespace strata::executor {
 namespace {
+
+// Which chunks of a buffer are used, as runs: a buffer may be a million times as large as what is used of it.
+class ChunkRuns {
+public:
+    uint64_t count() const { return count_; }
+
+    // How many of those from `first` to before `last` are not used.
+    uint64_t missing(uint64_t first, uint64_t last) const {
+        uint64_t missing = last - first;
+        for (auto run = touching(first); run != runs_.end() && run->first < last; ++run) {
+            missing -= std::min(run->second, last) - std::min(std::max(run->first, first), std::min(run->second, last));
+        }
+        return missing;
+    }
+    void add(uint64_t first, uint64_t last) {
+        count_ += missing(first, last);
+        auto run = touching(first);
+        while (run != runs_.end() && run->first <= last) {
+            first = std::min(first, run->first);
+            last = std::max(last, run->second);
+            run = runs_.erase(run);
+        }
+        runs_[first] = last;
+    }
+    // How many were used.
+    uint64_t remove(uint64_t first, uint64_t last) {
+        const uint64_t removed = last - first - missing(first, last);
+        count_ -= removed;
+        auto run = touching(first);
+        while (run != runs_.end() && run->first < last) {
+            const auto [begin, end] = *run;
+            run = runs_.erase(run);
+            if (begin < first) runs_[begin] = std::min(end, first);
+            if (end > last) runs_[std::max(begin, last)] = end;
+        }
+        return removed;
+    }
+
+private:
+    // The first run that ends at `first` or later.
+    std::map<uint64_t, uint64_t>::const_iterator touching(uint64_t first) const {
+        auto run = runs_.upper_bound(first);
+        if (run != runs_.begin() && std::prev(run)->second >= first) --run;
+        return run;
+    }
+
+    std::map<uint64_t, uint64_t> runs_; // begin to end
+    uint64_t count_ = 0;
+};
 
 class HostBuffer : public MemoryBuffer {
 public:
@@ -19,10 +70,9 @@ public:
         : use_(use)
         , base_(base)
         , bytes_(bytes)
-        , ggml_(ggml_backend_cpu_buffer_from_ptr(base, bytes))
-        , used_((bytes + kChunkBytes - 1) / kChunkBytes) {}
+        , ggml_(ggml_backend_cpu_buffer_from_ptr(base, bytes)) {}
     ~HostBuffer() override {
-        use_.bytes -= static_cast<uint64_t>(std::ranges::count(used_, true)) * kChunkBytes;
+        use_.bytes -= used_.count() * kChunkBytes;
         ggml_.reset();
         munmap(base_, bytes_);
     }
@@ -61,18 +111,16 @@ public:
         std::fill_n(base_ + last * kChunkBytes, offset + bytes - last * kChunkBytes, 0);
         static_assert(kChunkBytes % 4096 == 0); // whole pages
         madvise(base_ + first * kChunkBytes, (last - first) * kChunkBytes, MADV_DONTNEED);
-        for (uint64_t chunk = first; chunk < last; ++chunk) {
-            if (used_[chunk]) use_.bytes -= kChunkBytes;
-            used_[chunk] = false;
-        }
+        use_.bytes -= used_.remove(first, last) * kChunkBytes;
     }
 
     absl::Status reserve(uint64_t offset, uint64_t bytes, bool written) override {
-        for (uint64_t chunk = offset / kChunkBytes; written && chunk * kChunkBytes < offset + bytes; ++chunk) {
-            if (used_[chunk]) continue;
-            STRATA_RETURN_IF_ERROR(use_.take(kChunkBytes));
-            used_[chunk] = true;
-        }
+        if (!written || bytes == 0) return absl::OkStatus();
+        const uint64_t first = offset / kChunkBytes, last = (offset + bytes - 1) / kChunkBytes + 1;
+        const uint64_t missing = used_.missing(first, last);
+        if (missing == 0) return absl::OkStatus();
+        STRATA_RETURN_IF_ERROR(use_.take(missing * kChunkBytes));
+        used_.add(first, last);
         return absl::OkStatus();
     }
 
@@ -86,7 +134,7 @@ private:
     uint8_t * const base_;
     const uint64_t bytes_;
     ggml_backend_buffer_ptr ggml_;
-    std::vector<bool> used_; // by chunk
+    ChunkRuns used_;
 };
 
 } // namespace

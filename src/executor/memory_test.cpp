@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <random>
+#include <vector>
 
 namespace strata::executor {
 namespace {
@@ -111,6 +113,36 @@ TEST(Memory, WhatIsDroppedReadsAsZerosAndIsGivenBack) {
         }
         const uint64_t first = (dropped.address + kChunkBytes - 1) / kChunkBytes, last = dropped.end() / kChunkBytes;
         EXPECT_EQ(memory.used_bytes(), size - (last > first ? last - first : 0) * kChunkBytes);
+    }
+}
+
+// Against what a bit for each chunk would say.
+TEST(Memory, UsedChunksAreCounted) {
+    constexpr uint64_t kChunks = 40;
+    std::mt19937_64 random(7);
+    Memory memory(kChunks * kChunkBytes, nullptr);
+    ASSERT_TRUE(memory.add(1, {kBase, kChunks * kChunkBytes}).ok());
+    std::vector<bool> used(kChunks);
+    for (int step = 0; step < 3000; ++step) {
+        const uint64_t first = random() % kChunks, count = 1 + random() % (kChunks - first);
+        const wire::Segment range{kBase + first * kChunkBytes, count * kChunkBytes};
+        const bool writes = random() % 2 == 0;
+        ASSERT_TRUE((writes ? memory.reserve(range, true) : memory.drop(range)).ok());
+        std::fill_n(used.begin() + static_cast<ptrdiff_t>(first), count, writes);
+        ASSERT_EQ(memory.used_bytes(), static_cast<uint64_t>(std::count(used.begin(), used.end(), true)) * kChunkBytes)
+            << step;
+    }
+}
+
+// Reserving costs nothing, whatever is announced: a peer may do it again and again.
+TEST(Memory, TheLargestBufferIsCheap) {
+    Memory memory(4 * kChunkBytes, nullptr);
+    for (int i = 0; i < 1000; ++i) {
+        ASSERT_TRUE(memory.add(1, {kBase, kMaxAddressSpaceBytes}).ok());
+        ASSERT_TRUE(memory.reserve({kBase + kMaxAddressSpaceBytes - 1, 1}, true).ok());
+        ASSERT_TRUE(memory.fill({kBase, kMaxAddressSpaceBytes}, 0).ok());
+        EXPECT_EQ(memory.used_bytes(), 0);
+        ASSERT_TRUE(memory.remove(1).ok());
     }
 }
 
