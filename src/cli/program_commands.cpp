@@ -46,7 +46,7 @@ absl::Status report_started(const Context & context, std::string_view what) {
     } else {
         context.output.line(fmt::format("{}: {}, process {}, log {}", what, safe_text(node.http_address()), node.pid(),
                                         daemon_log(context.home).native()));
-        if (!node.cluster().empty()) context.output.note("`strata token create` prints how other machines join");
+        if (!node.cluster().empty()) context.output.note("`strata token create` prints how another machine joins");
     }
     return absl::OkStatus();
 }

@@ -107,6 +107,14 @@ public:
 
     std::string url() const { return http_->url(); }
 
+    std::string join_command() const {
+        const auto authority = membership_->authority();
+        if (!authority.ok()) return {};
+        const auto token = (*authority)->create_token({});
+        if (!token.ok()) return {};
+        return fmt::format("strata join {} --token {}", membership_->membership().address, token->to_string());
+    }
+
     void wait_for_signal() { signalled_.get_future().wait(); }
 
     void stop(milliseconds drain) {
@@ -249,6 +257,9 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::start(const DaemonOptions & opti
     return std::unique_ptr<Daemon>(new Daemon(std::move(impl)));
 }
 
+std::string Daemon::join_command() const {
+    return impl_->join_command();
+}
 std::string Daemon::url() const {
     return impl_->url();
 }

@@ -29,6 +29,8 @@ public:
     ~Daemon();
 
     std::string url() const;
+    // What makes another machine a node of the cluster, within an hour; empty when that is not for this node to say.
+    std::string join_command() const;
     // Returns on SIGTERM, SIGINT or SIGHUP. Another one of them during stop() ends engines and process at once.
     void wait_for_signal();
     // Takes nothing new, lets running requests end for at most `drain`, ends the engines and the servers.

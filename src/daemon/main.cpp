@@ -13,6 +13,7 @@
 #include <malloc.h>
 #include <nlohmann/json.hpp>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cctype>
@@ -80,6 +81,11 @@ absl::Status serve(const Arguments & arguments, DaemonOptions options) {
 
     STRATA_ASSIGN_OR_RETURN(const auto daemon, Daemon::start(options));
     spdlog::info("strata {} serves {} on {}", STRATA_VERSION_STRING, options.home.root.native(), daemon->url());
+    // For people only: what is logged stays.
+    const bool person = ::isatty(STDOUT_FILENO) == 1 && !arguments.json;
+    if (const std::string command = person ? daemon->join_command() : ""; !command.empty()) {
+        std::printf("another machine becomes a node of this cluster, within an hour, with\n  %s\n", command.c_str());
+    }
     daemon->wait_for_signal();
     daemon->stop(drain);
     return absl::OkStatus();
