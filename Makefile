@@ -1,6 +1,6 @@
 # strata: what a newcomer needs. `make` alone explains the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo build test test-unit test-system test-install bench bench-serve bench-streams bench-store bench-mesh fmt lint fuzz install clean deps models peers
+.PHONY: help demo build test test-unit test-system test-install bench bench-serve bench-streams bench-store bench-mesh bench-cluster fmt lint fuzz install clean deps models peers
 SHELL := /bin/bash
 PREFIX ?= /usr/local
 
@@ -41,7 +41,7 @@ test-install: ## build the portable tree, install it, move it, run it
 	@scripts/install-deps.sh build test
 	@scripts/test-install.sh
 
-bench: bench-serve bench-streams bench-store bench-mesh ## all benchmarks (about an hour); tables, and JSON in bench/out/
+bench: bench-serve bench-streams bench-store bench-mesh bench-cluster ## all benchmarks (about an hour); tables, and JSON in bench/out/
 
 bench-serve: models ## decode, prefill and latency through strata serve, beside llama-server
 	@bench/run.sh serve
@@ -55,6 +55,9 @@ bench-store: models ## import beside a SHA-256 pass, load beside llama.cpp's loa
 bench-mesh: models peers ## one model over executors, beside ggml-rpc-server and a local run; how weights get there
 	@bench/run.sh mesh
 	@bench/run.sh mesh_weights
+
+bench-cluster: models ## machines that join, and requests that enter at another node
+	@bench/run.sh cluster
 
 fmt: ## format the C++ code
 	@scripts/install-deps.sh lint
