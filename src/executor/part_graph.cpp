@@ -356,6 +356,7 @@ void PartGraph::note_written(const ggml_tensor & tensor) {
 }
 
 bool PartGraph::written_before(const ggml_tensor & tensor) const {
+    if (tensor.data == nullptr) return false; // a weight, which no node writes; it has its place when the graph runs
     const auto * begin = static_cast<const uint8_t *>(tensor.data);
     const auto next = written_.lower_bound(begin + ggml_nbytes(&tensor));
     return next != written_.begin() && std::prev(next)->second > begin;
