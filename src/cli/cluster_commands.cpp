@@ -67,9 +67,10 @@ absl::StatusOr<int> nodes(const Context & context) {
                    node.memory_bytes() > 0 ? human_bytes(node.memory_bytes()) : "-",
                    node.store_bytes() > 0 ? human_bytes(node.store_bytes()) : "-",
                    or_dash(node.version()),
-                   here                      ? "here"
-                   : node.heard_ms_ago() > 0 ? human_age(milliseconds(node.heard_ms_ago()))
-                                             : "-"});
+                   here ? "here"
+                   : node.heard_ms_ago() > 0 || node.state() == v1::Node::STATE_READY
+                       ? human_age(milliseconds(node.heard_ms_ago()))
+                       : "-"});
     }
     context.output.text(table.render(context.output));
     if (response.nodes(0).cluster().empty()) {
@@ -294,7 +295,7 @@ absl::StatusOr<int> up(const Context & context, int count) {
         if (!daemon_listens(home)) {
             std::vector<std::string> arguments = {"--listen", address_of(number) + ":7420", "--executor-threads",
                                                   fmt::format("{}", threads)};
-            if (number == 1) arguments.insert(arguments.end(), {"--cluster", address_of(number)});
+            if (number == 1) arguments.insert(arguments.end(), {"--cluster", address_of(number), "--node-name", name});
             STRATA_RETURN_IF_ERROR(start_daemon(home, arguments, context.output));
         }
         STRATA_ASSIGN_OR_RETURN(Client client, Client::connect(home));

@@ -24,6 +24,7 @@ struct DaemonOption {
 constexpr DaemonOption kDaemonOptions[] = {
     {"--listen", "ADDRESS:PORT", "Of the HTTP API; loopback only; port 0 picks one"},
     {"--cluster", "ADDRESS[:PORT]", "Begin a cluster that other nodes join there; default port 7421, and the next one"},
+    {"--node-name", "NAME", "Of this node, when it begins a cluster; default: the host's"},
     {"--executor-threads", "N", "With which this node works on the models of its cluster; 0: one for each core"},
     {"--idle-timeout", "TIME", "Unload a model after this time without requests (\"10m\"); 0: never"},
     {"--max-loaded", "N", "Models loaded at once; the one used longest ago goes; 0: any"},

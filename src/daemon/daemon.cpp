@@ -94,7 +94,7 @@ public:
         STRATA_ASSIGN_OR_RETURN(http_, gateway::Server::start(options_.http, *supervisor_, *registry_,
                                                               grpc_->InProcessChannel(grpc::ChannelArguments())));
         cluster_->set_http_address(http_->url());
-        STRATA_RETURN_IF_ERROR(membership_->start(options_.cluster));
+        STRATA_RETURN_IF_ERROR(membership_->start(options_.cluster, options_.node_name));
         if (membership_->membership().cluster.empty()) {
             boost::asio::post(loop_, [this] { executor_->end_leftover(); });
         }

@@ -15,6 +15,7 @@ struct DaemonOptions {
     Home home;
     gateway::ServerOptions http;
     std::string cluster;      // "address[:port]" for the other nodes: begins a cluster when this node is in none
+    std::string node_name;    // when this node begins a cluster; empty: like the host's
     int executor_threads = 0; // 0: one for each core
     std::filesystem::path engine_program;
     std::chrono::milliseconds idle_timeout{std::chrono::minutes(10)}; // 0: never

@@ -127,6 +127,7 @@ int main(int argc, char ** argv) {
                    "Begin a cluster that other nodes join at this address, ADDRESS[:PORT], by default port 7421; the "
                    "next port is its executor's")
         ->envname("STRATA_CLUSTER");
+    app.add_option("--node-name", options.node_name, "Of this node, when it begins a cluster [the host's]");
     app.add_option("--executor-threads", options.executor_threads,
                    "Threads with which this node works on the models of its cluster; 0: one for each core")
         ->check(CLI::Range(0, 1024))

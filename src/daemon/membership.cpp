@@ -241,7 +241,7 @@ void Membership::stop() {
     end();
 }
 
-absl::Status Membership::start(std::string_view listen) {
+absl::Status Membership::start(std::string_view listen, std::string_view name) {
     const std::lock_guard joining(joining_);
     STRATA_RETURN_IF_ERROR(check_stopping());
     STRATA_ASSIGN_OR_RETURN(const SavedMembership saved, state_.membership());
@@ -252,7 +252,7 @@ absl::Status Membership::start(std::string_view listen) {
     if (listen.empty()) return absl::OkStatus();
     STRATA_ASSIGN_OR_RETURN(const Address address, Address::parse(listen, kClusterPort));
     STRATA_RETURN_IF_ERROR(check_ports(address));
-    return found(address);
+    return found(address, name);
 }
 
 absl::Status Membership::open_state() {
@@ -266,7 +266,7 @@ absl::Status Membership::open_state() {
     return absl::OkStatus();
 }
 
-absl::Status Membership::found(const Address & listen) {
+absl::Status Membership::found(const Address & listen, std::string_view name) {
     STRATA_RETURN_IF_ERROR(check_free(listen));
     STRATA_RETURN_IF_ERROR(open_state());
     // The state may be an older one that was put back, or its daemon may have been killed right here.
@@ -282,8 +282,9 @@ absl::Status Membership::found(const Address & listen) {
     files.ca = authority_->ca_certificate();
     STRATA_ASSIGN_OR_RETURN(files.key, cluster::make_key());
     STRATA_ASSIGN_OR_RETURN(const std::string request, cluster::make_request(files.key));
-    STRATA_ASSIGN_OR_RETURN(const auto admission,
-                            authority_->admit_self(request, cluster::node_name_like(host_name())));
+    STRATA_ASSIGN_OR_RETURN(
+        const auto admission,
+        authority_->admit_self(request, name.empty() ? cluster::node_name_like(host_name()) : name));
     files.certificate = admission.certificate;
     STRATA_RETURN_IF_ERROR(identity_.write(files));
     const SavedMembership membership{authority_->cluster(), admission.name, listen.to_string(), ""};

@@ -53,8 +53,8 @@ public:
     void answer_with(grpc::Service & service) { services_.push_back(&service); }
 
     // Comes back to the cluster that the home belongs to. When it belongs to none and `listen` is given, begins one
-    // that others can join there.
-    absl::Status start(std::string_view listen);
+    // that others can join there, as `name` (empty: like the host's).
+    absl::Status start(std::string_view listen, std::string_view name = {});
     // Nothing is answered and no event comes any more.
     void stop();
 
@@ -89,7 +89,7 @@ private:
     absl::Status check_stopping() const;
     void end();
     absl::Status enter(const SavedMembership & membership);
-    absl::Status found(const Address & listen);
+    absl::Status found(const Address & listen, std::string_view name);
     absl::Status open_state();
     absl::Status serve();
     std::chrono::nanoseconds beat();
