@@ -2,6 +2,7 @@
 
 #include "base/address.h"
 #include "base/text.h"
+#include "cluster/credentials.h"
 #include "cluster/keys.h"
 #include "cluster/limits.h"
 #include "etcd/rpc.grpc.pb.h"
@@ -10,7 +11,6 @@
 #include <fmt/ranges.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
-#include <grpcpp/security/tls_credentials_options.h>
 
 #include <algorithm>
 #include <atomic>
@@ -31,7 +31,6 @@ namespace pb = etcdserverpb;
 
 constexpr uint16_t kDefaultPort = 2379;
 constexpr milliseconds kConnect{1000}, kAnswer{5000}, kPause{100};
-constexpr unsigned kReloadSeconds = 60;
 
 // One member of the etcd cluster.
 struct Member {
@@ -73,12 +72,7 @@ public:
         , patience_(options.patience) {
         std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
         if (!options.tls.empty()) {
-            grpc::experimental::TlsChannelCredentialsOptions tls;
-            tls.set_certificate_provider(std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
-                options.tls / "key.pem", options.tls / "cert.pem", options.tls / "ca.pem", kReloadSeconds));
-            tls.watch_root_certs();
-            tls.watch_identity_key_cert_pairs();
-            credentials = grpc::experimental::TlsCredentials(tls);
+            credentials = channel_credentials(options.tls);
         }
         for (const std::string & endpoint : options.endpoints) {
             members_.push_back(std::make_unique<Member>(endpoint, credentials));

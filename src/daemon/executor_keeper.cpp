@@ -3,13 +3,9 @@
 #include "daemon/limits.h"
 
 #include <boost/asio/buffer.hpp>
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
-#include <unistd.h>
 
-#include <array>
-#include <cerrno>
 #include <csignal>
 #include <utility>
 
@@ -63,14 +59,11 @@ absl::Status ExecutorKeeper::launch() {
                          wish_.identity,
                          "--threads",
                          fmt::format("{}", wish_.threads)};
-    std::array<int, 2> pipe{};
-    if (::pipe2(pipe.data(), O_CLOEXEC) != 0) return errno_status(errno, "make", "a pipe");
-    const UniqueFd write_end(pipe[1]);
-    UniqueFd read_end(pipe[0]);
-    options.out = write_end.get();
+    STRATA_ASSIGN_OR_RETURN(Pipe out, make_pipe());
+    options.out = out.write.get();
     options.err = log.get();
     STRATA_ASSIGN_OR_RETURN(process_, Process::spawn(loop_, options));
-    says_ = boost::asio::posix::stream_descriptor(loop_, read_end.release());
+    says_ = boost::asio::posix::stream_descriptor(loop_, out.read.release());
     says_.async_wait(boost::asio::posix::stream_descriptor::wait_read, [this](const auto & error) {
         if (error) return;
         char first = 0;

@@ -75,16 +75,6 @@ private:
     std::function<void()> on_end_;
 };
 
-struct Pipe {
-    UniqueFd read;
-    UniqueFd write;
-};
-absl::StatusOr<Pipe> make_pipe() {
-    std::array<int, 2> ends{};
-    if (::pipe2(ends.data(), O_CLOEXEC) != 0) return errno_status(errno, "make", "a pipe");
-    return Pipe{UniqueFd(ends[0]), UniqueFd(ends[1])};
-}
-
 } // namespace
 
 // Used on the loop only.

@@ -3,6 +3,7 @@
 #include "base/text.h"
 #include "base/unique_fd.h"
 #include "cluster/certificate.h"
+#include "cluster/credentials.h"
 #include "cluster/first_contact.h"
 #include "cluster/join_token.h"
 #include "cluster/seal.h"
@@ -35,7 +36,6 @@ namespace {
 
 constexpr milliseconds kFirstContact{10'000}, kAnswer{5'000};
 constexpr milliseconds kRefusedPause{10'000}; // of heartbeats that nobody wants
-constexpr unsigned kReloadSeconds = 60;       // of certificates that were renewed
 constexpr int kMessageBytes = 1 << 20;        // no file passes here
 constexpr int kThreads = 16;                  // of all calls of other daemons
 // Of strangers and members alike.
@@ -47,19 +47,6 @@ constexpr std::chrono::minutes kRenewalPause{5};
 std::string host_name() {
     std::array<char, 256> name{};
     return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "node";
-}
-
-std::shared_ptr<grpc::experimental::CertificateProviderInterface> certificates(const std::filesystem::path & identity) {
-    return std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
-        identity / "key.pem", identity / "cert.pem", identity / "ca.pem", kReloadSeconds);
-}
-
-std::shared_ptr<grpc::ChannelCredentials> credentials_of(const std::filesystem::path & identity) {
-    grpc::experimental::TlsChannelCredentialsOptions options;
-    options.set_certificate_provider(certificates(identity));
-    options.watch_root_certs();
-    options.watch_identity_key_cert_pairs();
-    return grpc::experimental::TlsCredentials(options);
 }
 
 // What comes after a call that failed: a sentence about the other daemon.
@@ -295,10 +282,6 @@ absl::Status Membership::found(const Address & listen, std::string_view name) {
 
 absl::Status Membership::join(const v1::JoinRequest & request) {
     const std::lock_guard joining(joining_);
-    return join_locked(request);
-}
-
-absl::Status Membership::join_locked(const v1::JoinRequest & request) {
     STRATA_RETURN_IF_ERROR(check_stopping());
     STRATA_RETURN_IF_ERROR(may_join());
     STRATA_ASSIGN_OR_RETURN(const cluster::JoinToken token, cluster::JoinToken::parse(request.token()));
@@ -394,7 +377,7 @@ absl::Status Membership::enter(const SavedMembership & membership) {
         removed_ = expired_ = false;
         nodes_.clear();
     }
-    const auto credentials = credentials_of(identity_.path());
+    const auto credentials = cluster::channel_credentials(identity_.path());
     peers_.become(membership.name, credentials);
     if (!membership.leader.empty()) {
         leader_ = v1::Membership::NewStub(
@@ -415,7 +398,7 @@ absl::Status Membership::enter(const SavedMembership & membership) {
 
 absl::Status Membership::serve() {
     const std::string address = membership().address;
-    grpc::experimental::TlsServerCredentialsOptions options(certificates(identity_.path()));
+    grpc::experimental::TlsServerCredentialsOptions options(cluster::certificate_provider(identity_.path()));
     options.watch_root_certs();
     options.watch_identity_key_cert_pairs();
     // Who joins has none yet; everything else asks for one.

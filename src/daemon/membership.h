@@ -85,7 +85,6 @@ private:
     class Service;
 
     absl::Status may_join() const;
-    absl::Status join_locked(const v1::JoinRequest & request); // joining_ held
     absl::Status check_stopping() const;
     void end();
     absl::Status enter(const SavedMembership & membership);
@@ -126,7 +125,6 @@ private:
     mutable std::mutex mutex_;
     SavedMembership membership_;
     std::vector<v1::Node> nodes_;
-    std::set<std::string> removed_nodes_;    // their admissions
     std::string complaint_;                  // of the last heartbeat; said once
     std::set<grpc::ClientContext *> asking_; // other daemons, at the moment
     std::chrono::steady_clock::time_point next_renewal_;

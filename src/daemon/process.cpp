@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <csignal>
 #include <cstring>
 #include <fstream>
@@ -158,6 +159,12 @@ void Process::on_exit(std::function<void(ExitStatus)> handler) {
             }
             handler(exit);
         });
+}
+
+absl::StatusOr<Pipe> make_pipe() {
+    std::array<int, 2> ends{};
+    if (::pipe2(ends.data(), O_CLOEXEC) != 0) return errno_status(errno, "make", "a pipe");
+    return Pipe{UniqueFd(ends[0]), UniqueFd(ends[1])};
 }
 
 void Process::signal(int number) {

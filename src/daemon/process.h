@@ -40,6 +40,13 @@ struct SpawnOptions {
     int err = -1;                       // descriptor that becomes stderr; not closed
 };
 
+// For what a process writes: its end goes into SpawnOptions.
+struct Pipe {
+    UniqueFd read;
+    UniqueFd write;
+};
+absl::StatusOr<Pipe> make_pipe();
+
 // A process in a session of its own, watched through a pidfd. It outlives this object and this program. Used on the
 // thread of its event loop only.
 class Process {
